@@ -1,0 +1,1 @@
+"""The allocator: arrays in, arrays out."""

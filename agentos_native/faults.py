@@ -1,0 +1,55 @@
+"""Named points at which tests kill or fail this very process, to prove that the next start cleans up.
+
+``AGENTOS_FAULT=name`` ends the process by SIGKILL the first time it passes the point; ``AGENTOS_FAULT=name:error``
+raises `InjectedFault` there instead. Without the variable a point costs one comparison. `POINTS` is the inventory that the crash
+tests walk through; a point that is not listed is an error, so that no stage escapes the tests.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Final
+
+POINTS: Final[dict[str, str]] = {
+    # name -> the process that passes it
+    "admit.recorded": "supervisor",
+    "userns.made": "supervisor",
+    "rootfs.prepared": "supervisor",
+    "rootfs.mounted": "supervisor",
+    "cgroup.made": "supervisor",
+    "network.made": "supervisor",
+    "logs.opened": "supervisor",
+    "launch.sent": "supervisor",
+    "launch.cloned": "supervisor",
+    "launch.running": "supervisor",
+    "stop.signalled": "supervisor",
+    "release.network": "supervisor",
+    "release.cgroup": "supervisor",
+    "release.rootfs": "supervisor",
+    "launcher.received": "launcher",
+    "launcher.cloned": "launcher",
+    "launcher.executed": "launcher",
+    "launcher.exit-kept": "launcher",
+}
+"""Every fault point, in the order in which a start and a stop pass them."""
+
+_armed: str = os.environ.get("AGENTOS_FAULT", "")
+
+
+class InjectedFault(RuntimeError):
+    """Raised at an armed ``name:error`` point."""
+
+
+def point(name: str) -> None:
+    """Pass the point `name`; dies or raises when it is the armed one."""
+    if not _armed:
+        return
+    if name not in POINTS:
+        raise KeyError(f"fault point {name!r} is not in faults.POINTS")
+    armed_name, _, action = _armed.partition(":")
+    if armed_name != name:
+        return
+    if action == "error":
+        raise InjectedFault(name)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,1 @@
+"""Images: unpacked root filesystems, known by digest, mounted as file descriptors."""

@@ -1,0 +1,1 @@
+"""The top process: clones, waits, keeps exits."""

@@ -1,0 +1,1 @@
+"""A routed veth pair and nftables elements for each agent."""

@@ -1,0 +1,1 @@
+"""What happens between clone and exec, as a plan that C interprets."""

@@ -1,0 +1,1 @@
+"""What users write, parsed into frozen structures."""

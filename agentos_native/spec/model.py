@@ -1,0 +1,127 @@
+"""What users write, as frozen structures; every default of the product is here and nowhere else.
+
+Units: CPU in millicores, memory in bytes, times in seconds. The structures are what the parser of `agentos_native.spec`
+produces from YAML, what the command line fills from its options, and what the supervisor is given.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+AgentType = Literal["task", "dialogue", "learning"]
+Priority = Literal["system", "high", "normal", "low", "idle"]
+PRIORITIES: tuple[Priority, ...] = ("system", "high", "normal", "low", "idle")
+"""Highest first. They order agents within their tenant; a tenant's own priority is set by an administrator."""
+NetworkMode = Literal["none", "isolated", "egress"]
+RestartMode = Literal["never", "on-failure", "always"]
+Controller = Literal["cpu", "memory", "pids", "io"]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):
+    """Field names are snake_case here and camelCase in YAML and JSON (Kubernetes' habit)."""
+
+
+class IoLimits(_Part):
+    """Bytes and operations per second for the device that holds the agent's files (``io.max``)."""
+
+    read_bps: int | None = None
+    write_bps: int | None = None
+    read_iops: int | None = None
+    write_iops: int | None = None
+
+
+class Requests(_Part):
+    """Reservations: admission keeps their sum within the tenant and the machine."""
+
+    cpu: int = 0
+    memory: int = 0
+
+
+class Limits(_Part):
+    """Ceilings; None means none of its own."""
+
+    cpu: int | None = None
+    memory: int | None = None
+    pids: int | None = None
+    io: IoLimits | None = None
+
+
+class Resources(_Part):
+    requests: Requests = Requests()
+    limits: Limits = Limits()
+    io_weight: int | None = None
+
+
+class Restart(_Part):
+    """Exponential: `backoff`, 2·`backoff`, … up to `max_backoff` seconds; `max` restarts (None: no end); reset after a run of 10 minutes."""
+
+    policy: RestartMode = "never"
+    backoff: float = 1.0
+    max_backoff: float = 300.0
+    max: int | None = None
+
+
+class Stop(_Part):
+    signal: str = "SIGTERM"
+    grace: float = 10.0
+
+
+class Volume(_Part):
+    """A bind of the host's `source` at `target`; ids are mapped, so the agent's root is the host's owner 0 in it. nosuid, nodev."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+class AgentSpec(_Part):
+    """One agent (or `replicas` of it, named ``<name>-0`` …)."""
+
+    name: str
+    tenant: str = "default"
+    image: str
+    labels: dict[str, str] = {}
+    type: AgentType = "task"
+    command: tuple[str, ...] = ()
+    args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    user: str | None = None
+    workdir: str | None = None
+    hostname: str | None = None
+    replicas: int = 1
+    priority: Priority = "normal"
+    weight: int = 100
+    resources: Resources = Resources()
+    restart: Restart = Restart()
+    stop: Stop = Stop()
+    network: NetworkMode = "isolated"
+    volumes: tuple[Volume, ...] = ()
+    capabilities: tuple[str, ...] = ()
+    rlimits: dict[str, int] = {}
+    read_only: bool = False
+    tty: bool = False
+    stdin: bool = False
+    timeout: float | None = None
+    auto_remove: bool = False
+    allow_unenforced: tuple[Controller, ...] = ()
+
+
+class TenantLimits(_Part):
+    cpu: int | None = None
+    memory: int | None = None
+    agents: int | None = None
+
+
+class TenantSpec(_Part):
+    """An owner of agents. `priority` is honoured only from an administrator (uid 0)."""
+
+    name: str
+    weight: int = 100
+    priority: Priority = "normal"
+    requests: Requests = Requests()
+    limits: TenantLimits = TenantLimits()
+
+
+Document = AgentSpec | TenantSpec

@@ -1,0 +1,1 @@
+"""Server, lifecycle, registry, tick, recovery."""
