@@ -1,0 +1,248 @@
+"""The HTTP API's bodies as typed structures: what the supervisor sends and what the client decodes.
+
+Field names are snake_case; only ``spec`` inside them is written as users write it (camelCase, see `agentos_native.spec`).
+Times are seconds since the epoch, CPU is in millicores where the name says so and in CPUs elsewhere, memory in bytes.
+Streams (exec, attach) are WebSocket with the subprotocol `STREAM_PROTOCOL`: each binary message begins with one channel byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import msgspec
+
+STREAM_PROTOCOL: Final = "v5.channel.k8s.io"
+"""Kubernetes' remote command framing, version 5 (with the close channel)."""
+CHANNEL_STDIN: Final = 0
+CHANNEL_STDOUT: Final = 1
+CHANNEL_STDERR: Final = 2
+CHANNEL_STATUS: Final = 3
+"""JSON `StreamStatus`; the last message of a stream."""
+CHANNEL_RESIZE: Final = 4
+"""JSON ``{"Width": columns, "Height": rows}``."""
+CHANNEL_CLOSE: Final = 255
+"""The second byte is the channel that the sender will not write to any more."""
+
+AgentState = Literal[
+    "pending", "starting", "running", "stopping", "exited", "failed", "paused", "backoff"
+]
+"""pending: made, not started; failed: a start failed (no program ran); backoff: waits for its next restart."""
+LIVE_STATES: Final[frozenset[str]] = frozenset({"starting", "running", "stopping", "paused"})
+"""States in which the agent holds processes, a cgroup and a network."""
+
+
+class _Body(msgspec.Struct, kw_only=True):
+    pass
+
+
+class ErrorBody(_Body):
+    """Every answer with a status of 400 or more; `error` is ``AgentosError.to_dict()``."""
+
+    error: dict[str, Any]
+
+
+class AddressesBody(_Body):
+    ipv4: str | None = None
+    ipv6: str | None = None
+
+
+class Agent(_Body):
+    """One agent. `pid` is its first process as the host numbers it, for display only.
+
+    `unenforced` lists the controllers that the host lacks and the spec did without; `timings` are the stages of the last
+    start in milliseconds since its request.
+    """
+
+    id: str
+    name: str
+    tenant: str
+    type: str
+    image: str
+    image_digest: str
+    state: AgentState
+    reason: str = ""
+    exit_status: int | None = None
+    oom_killed: bool = False
+    pid: int | None = None
+    slot: int
+    restarts: int = 0
+    created_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    addresses: AddressesBody = msgspec.field(default_factory=AddressesBody)
+    cgroup: str = ""
+    priority: str
+    weight: int
+    resources: dict[str, Any] = msgspec.field(default_factory=dict)
+    unenforced: list[str] = msgspec.field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
+    timings: dict[str, float] = msgspec.field(default_factory=dict)
+    usage: dict[str, Any] = msgspec.field(default_factory=dict)
+    spec: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class AgentList(_Body):
+    agents: list[Agent]
+
+
+class RunRequest(_Body):
+    """`start` false only makes it: attach first, then POST …/start, so that no output is missed."""
+
+    spec: dict[str, Any]
+    start: bool = True
+
+
+class StopRequest(_Body):
+    grace: float | None = None
+    signal: str | None = None
+
+
+class KillRequest(_Body):
+    signal: str = "SIGKILL"
+
+
+class WaitResult(_Body):
+    exit_status: int | None
+    reason: str
+    oom_killed: bool = False
+
+
+class StreamStatus(_Body):
+    """How a stream ended: the program's exit status, or the error (``AgentosError.to_dict()``) that kept it from running."""
+
+    exit_status: int | None = None
+    reason: str = ""
+    error: dict[str, Any] | None = None
+
+
+class DocumentBody(_Body):
+    kind: Literal["Agent", "Tenant"]
+    spec: dict[str, Any]
+
+
+class ApplyRequest(_Body):
+    documents: list[DocumentBody]
+    dry_run: bool = False
+
+
+class ApplyResult(_Body):
+    kind: str
+    name: str
+    tenant: str = ""
+    action: Literal["created", "updated", "unchanged", "deleted", "absent"]
+    id: str = ""
+
+
+class ApplyResponse(_Body):
+    results: list[ApplyResult]
+
+
+class Tenant(_Body):
+    name: str
+    declared: bool
+    weight: int
+    priority: str
+    requests: dict[str, Any]
+    limits: dict[str, Any]
+    agents: int
+    running: int
+    requested_cpu_millis: int
+    requested_memory: int
+
+
+class TenantList(_Body):
+    tenants: list[Tenant]
+
+
+class Reservation(_Body):
+    """What is promised of one resource; `free` is what admission can still promise."""
+
+    capacity: int
+    promised: int
+    free: int
+
+
+class Node(_Body):
+    """The machine as this supervisor sees it. `cpu` in millicores, `memory` in bytes."""
+
+    name: str
+    version: str
+    kernel: str
+    state_dir: str
+    socket: str
+    block: int
+    cgroup_root: str
+    cgroup_layout: str
+    controllers: list[str]
+    cpu: Reservation
+    memory: Reservation
+    slots: int
+    agents: int
+    running: int
+    tick_period: float
+    tick_engine: str = ""
+    started_at: float
+    supervisor_pid: int
+    launcher_restarts: int = 0
+    warnings: list[str] = msgspec.field(default_factory=list)
+
+
+class Version(_Body):
+    name: str
+    version: str
+    api: str = "v1"
+
+
+class Event(_Body):
+    """`seq` increases by one; a gap means that events were dropped before they were read."""
+
+    seq: int
+    ts: float
+    type: str
+    agent_id: str = ""
+    name: str = ""
+    tenant: str = ""
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class LogLine(_Body):
+    """`log` ends without its newline; ``partial`` marks a piece of a line that was longer than the limit or still open."""
+
+    ts: float
+    stream: Literal["stdout", "stderr"]
+    log: str
+    partial: bool = False
+
+
+class ImageBody(_Body):
+    digest: str
+    name: str
+    names: list[str] = msgspec.field(default_factory=list)
+    created: float
+    size: int
+    entries: int
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ImageList(_Body):
+    images: list[ImageBody]
+
+
+class CheckFeature(_Body):
+    """One probed feature. `required`: nothing runs without it."""
+
+    name: str
+    group: str
+    state: Literal["ok", "degraded", "missing"]
+    required: bool
+    detail: str = ""
+    hint: str = ""
+
+
+class CheckReport(_Body):
+    """`ok`: every required feature is there. `cgroup`: layout, root, v2 and v1-bound controllers."""
+
+    ok: bool
+    features: list[CheckFeature]
+    cgroup: dict[str, Any] = msgspec.field(default_factory=dict)
+    limits: dict[str, Any] = msgspec.field(default_factory=dict)
