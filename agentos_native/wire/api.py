@@ -31,22 +31,22 @@ LIVE_STATES: Final[frozenset[str]] = frozenset({"starting", "running", "stopping
 """States in which the agent holds processes, a cgroup and a network."""
 
 
-class _Body(msgspec.Struct, kw_only=True):
+class _Body(msgspec.Struct):
     pass
 
 
-class ErrorBody(_Body):
+class ErrorBody(_Body, kw_only=True):
     """Every answer with a status of 400 or more; `error` is ``AgentosError.to_dict()``."""
 
     error: dict[str, Any]
 
 
-class AddressesBody(_Body):
+class AddressesBody(_Body, kw_only=True):
     ipv4: str | None = None
     ipv6: str | None = None
 
 
-class Agent(_Body):
+class Agent(_Body, kw_only=True):
     """One agent. `pid` is its first process as the host numbers it, for display only.
 
     `unenforced` lists the controllers that the host lacks and the spec did without; `timings` are the stages of the last
@@ -81,33 +81,33 @@ class Agent(_Body):
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class AgentList(_Body):
+class AgentList(_Body, kw_only=True):
     agents: list[Agent]
 
 
-class RunRequest(_Body):
+class RunRequest(_Body, kw_only=True):
     """`start` false only makes it: attach first, then POST …/start, so that no output is missed."""
 
     spec: dict[str, Any]
     start: bool = True
 
 
-class StopRequest(_Body):
+class StopRequest(_Body, kw_only=True):
     grace: float | None = None
     signal: str | None = None
 
 
-class KillRequest(_Body):
+class KillRequest(_Body, kw_only=True):
     signal: str = "SIGKILL"
 
 
-class WaitResult(_Body):
+class WaitResult(_Body, kw_only=True):
     exit_status: int | None
     reason: str
     oom_killed: bool = False
 
 
-class StreamStatus(_Body):
+class StreamStatus(_Body, kw_only=True):
     """How a stream ended: the program's exit status, or the error (``AgentosError.to_dict()``) that kept it from running."""
 
     exit_status: int | None = None
@@ -115,17 +115,17 @@ class StreamStatus(_Body):
     error: dict[str, Any] | None = None
 
 
-class DocumentBody(_Body):
+class DocumentBody(_Body, kw_only=True):
     kind: Literal["Agent", "Tenant"]
     spec: dict[str, Any]
 
 
-class ApplyRequest(_Body):
+class ApplyRequest(_Body, kw_only=True):
     documents: list[DocumentBody]
     dry_run: bool = False
 
 
-class ApplyResult(_Body):
+class ApplyResult(_Body, kw_only=True):
     kind: str
     name: str
     tenant: str = ""
@@ -133,11 +133,11 @@ class ApplyResult(_Body):
     id: str = ""
 
 
-class ApplyResponse(_Body):
+class ApplyResponse(_Body, kw_only=True):
     results: list[ApplyResult]
 
 
-class Tenant(_Body):
+class Tenant(_Body, kw_only=True):
     name: str
     declared: bool
     weight: int
@@ -150,11 +150,11 @@ class Tenant(_Body):
     requested_memory: int
 
 
-class TenantList(_Body):
+class TenantList(_Body, kw_only=True):
     tenants: list[Tenant]
 
 
-class Reservation(_Body):
+class Reservation(_Body, kw_only=True):
     """What is promised of one resource; `free` is what admission can still promise."""
 
     capacity: int
@@ -162,7 +162,7 @@ class Reservation(_Body):
     free: int
 
 
-class Node(_Body):
+class Node(_Body, kw_only=True):
     """The machine as this supervisor sees it. `cpu` in millicores, `memory` in bytes."""
 
     name: str
@@ -187,13 +187,13 @@ class Node(_Body):
     warnings: list[str] = msgspec.field(default_factory=list)
 
 
-class Version(_Body):
+class Version(_Body, kw_only=True):
     name: str
     version: str
     api: str = "v1"
 
 
-class Event(_Body):
+class Event(_Body, kw_only=True):
     """`seq` increases by one; a gap means that events were dropped before they were read."""
 
     seq: int
@@ -205,7 +205,7 @@ class Event(_Body):
     detail: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class LogLine(_Body):
+class LogLine(_Body, kw_only=True):
     """`log` ends without its newline; ``partial`` marks a piece of a line that was longer than the limit or still open."""
 
     ts: float
@@ -214,7 +214,7 @@ class LogLine(_Body):
     partial: bool = False
 
 
-class ImageBody(_Body):
+class ImageBody(_Body, kw_only=True):
     digest: str
     name: str
     names: list[str] = msgspec.field(default_factory=list)
@@ -224,11 +224,11 @@ class ImageBody(_Body):
     config: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class ImageList(_Body):
+class ImageList(_Body, kw_only=True):
     images: list[ImageBody]
 
 
-class CheckFeature(_Body):
+class CheckFeature(_Body, kw_only=True):
     """One probed feature. `required`: nothing runs without it."""
 
     name: str
@@ -239,7 +239,7 @@ class CheckFeature(_Body):
     hint: str = ""
 
 
-class CheckReport(_Body):
+class CheckReport(_Body, kw_only=True):
     """`ok`: every required feature is there. `cgroup`: layout, root, v2 and v1-bound controllers."""
 
     ok: bool
