@@ -1,8 +1,9 @@
 """The HTTP API's bodies as typed structures: what the supervisor sends and what the client decodes.
 
-Field names are snake_case; only ``spec`` inside them is written as users write it (camelCase, see `agentos_native.spec`).
+Field names are snake_case; only ``spec`` inside them is written as users write it (camelCase, `agentos_native.spec`).
 Times are seconds since the epoch, CPU is in millicores where the name says so and in CPUs elsewhere, memory in bytes.
-Streams (exec, attach) are WebSocket with the subprotocol `STREAM_PROTOCOL`: each binary message begins with one channel byte.
+Streams (exec, attach) are WebSocket with the subprotocol `STREAM_PROTOCOL`: each binary message begins with its
+channel.
 """
 
 from __future__ import annotations
@@ -23,9 +24,7 @@ CHANNEL_RESIZE: Final = 4
 CHANNEL_CLOSE: Final = 255
 """The second byte is the channel that the sender will not write to any more."""
 
-AgentState = Literal[
-    "pending", "starting", "running", "stopping", "exited", "failed", "paused", "backoff"
-]
+AgentState = Literal["pending", "starting", "running", "stopping", "exited", "failed", "paused", "backoff"]
 """pending: made, not started; failed: a start failed (no program ran); backoff: waits for its next restart."""
 LIVE_STATES: Final[frozenset[str]] = frozenset({"starting", "running", "stopping", "paused"})
 """States in which the agent holds processes, a cgroup and a network."""
@@ -49,8 +48,8 @@ class AddressesBody(_Body, kw_only=True):
 class Agent(_Body, kw_only=True):
     """One agent. `pid` is its first process as the host numbers it, for display only.
 
-    `unenforced` lists the controllers that the host lacks and the spec did without; `timings` are the stages of the last
-    start in milliseconds since its request.
+    `unenforced` lists the controllers that the host lacks and the spec did without; `timings` says when each stage
+    of the last start was done, in milliseconds since its request.
     """
 
     id: str
@@ -108,7 +107,7 @@ class WaitResult(_Body, kw_only=True):
 
 
 class StreamStatus(_Body, kw_only=True):
-    """How a stream ended: the program's exit status, or the error (``AgentosError.to_dict()``) that kept it from running."""
+    """How a stream ended: the exit status, or the error (``AgentosError.to_dict()``) that kept it from running."""
 
     exit_status: int | None = None
     reason: str = ""
@@ -206,7 +205,7 @@ class Event(_Body, kw_only=True):
 
 
 class LogLine(_Body, kw_only=True):
-    """`log` ends without its newline; ``partial`` marks a piece of a line that was longer than the limit or still open."""
+    """`log` ends without its newline; `partial`: a piece of a line that was longer than the limit or still open."""
 
     ts: float
     stream: Literal["stdout", "stderr"]
