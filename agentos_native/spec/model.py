@@ -23,7 +23,7 @@ class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Field names are snake_case here and camelCase in YAML and JSON (Kubernetes' habit)."""
 
 
-class IoLimits(_Part):
+class IoLimits(_Part, frozen=True, kw_only=True):
     """Bytes and operations per second for the device that holds the agent's files (``io.max``)."""
 
     read_bps: int | None = None
@@ -32,14 +32,14 @@ class IoLimits(_Part):
     write_iops: int | None = None
 
 
-class Requests(_Part):
+class Requests(_Part, frozen=True, kw_only=True):
     """Reservations: admission keeps their sum within the tenant and the machine."""
 
     cpu: int = 0
     memory: int = 0
 
 
-class Limits(_Part):
+class Limits(_Part, frozen=True, kw_only=True):
     """Ceilings; None means none of its own."""
 
     cpu: int | None = None
@@ -48,14 +48,17 @@ class Limits(_Part):
     io: IoLimits | None = None
 
 
-class Resources(_Part):
+class Resources(_Part, frozen=True, kw_only=True):
     requests: Requests = Requests()
     limits: Limits = Limits()
     io_weight: int | None = None
 
 
-class Restart(_Part):
-    """Exponential: `backoff`, 2·`backoff`, … up to `max_backoff` seconds; `max` restarts (None: no end); reset after a run of 10 minutes."""
+class Restart(_Part, frozen=True, kw_only=True):
+    """Exponential: `backoff`, 2·`backoff`, … up to `max_backoff` seconds; reset after a run of 10 minutes.
+
+    `max` restarts are tried (None: no end).
+    """
 
     policy: RestartMode = "never"
     backoff: float = 1.0
@@ -63,20 +66,23 @@ class Restart(_Part):
     max: int | None = None
 
 
-class Stop(_Part):
+class Stop(_Part, frozen=True, kw_only=True):
     signal: str = "SIGTERM"
     grace: float = 10.0
 
 
-class Volume(_Part):
-    """A bind of the host's `source` at `target`; ids are mapped, so the agent's root is the host's owner 0 in it. nosuid, nodev."""
+class Volume(_Part, frozen=True, kw_only=True):
+    """A bind of the host's `source` at `target`, nosuid and nodev.
+
+    Ids are mapped: the agent's root is the host's owner 0 in it.
+    """
 
     source: str
     target: str
     read_only: bool = False
 
 
-class AgentSpec(_Part):
+class AgentSpec(_Part, frozen=True, kw_only=True):
     """One agent (or `replicas` of it, named ``<name>-0`` …)."""
 
     name: str
@@ -108,13 +114,13 @@ class AgentSpec(_Part):
     allow_unenforced: tuple[Controller, ...] = ()
 
 
-class TenantLimits(_Part):
+class TenantLimits(_Part, frozen=True, kw_only=True):
     cpu: int | None = None
     memory: int | None = None
     agents: int | None = None
 
 
-class TenantSpec(_Part):
+class TenantSpec(_Part, frozen=True, kw_only=True):
     """An owner of agents. `priority` is honoured only from an administrator (uid 0)."""
 
     name: str
