@@ -1,0 +1,70 @@
+"""Alternation and steal: who runs when, and which pairs are compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tools.benches.place import BenchError
+from tools.benches.programs import parse_times
+from tools.benches.rounds import Times, alternate, executed_p50, per_second, read_processor_times, stolen_since
+
+
+class Script:
+    """A contender that takes a fixed time and notes its turns."""
+
+    def __init__(self, name: str, microseconds: float, turns: list[str]) -> None:
+        self.name = name
+        self._microseconds = microseconds
+        self._turns = turns
+
+    def run(self, count: int, depth: int) -> Times:
+        self._turns.append(self.name)
+        return Times((self._microseconds,) * count, (self._microseconds,) * count, self._microseconds * count / depth)
+
+    def settle(self) -> bool:
+        return True
+
+
+def readings(steals: list[float]) -> Iterator[tuple[int, int]]:
+    """Before and after each batch: 100 ticks pass, `steals` of them stolen."""
+    stolen = total = 0
+    for share in steals:
+        yield stolen, total
+        stolen, total = stolen + int(share * 100), total + 100
+        yield stolen, total
+
+
+def test_everybody_runs_once_a_round_and_nobody_always_first() -> None:
+    turns: list[str] = []
+    contenders = [Script("a", 10, turns), Script("b", 20, turns)]
+    alternate(contenders, 1, 3, {"a": 4, "b": 4}, read=lambda: (0, 0))
+    assert turns == ["a", "b", "b", "a", "a", "b", "b", "a"]
+
+
+def test_the_warming_round_is_not_counted_and_a_stolen_batch_spoils_its_pair_only() -> None:
+    steals = [0.9, 0.9, 0.0, 0.5, 0.1, 0.1, 0.0, 0.0]  # warming, then (b, a), (a, b), (b, a)
+    source = readings(steals)
+    contenders = [Script("a", 30, []), Script("b", 20, [])]
+    result = alternate(contenders, 2, 3, {"a": 6, "b": 6}, read=lambda: next(source))
+    assert len(result.batches["a"]) == 3
+    assert result.ratios("a", "b", executed_p50) == [1.5, 1.5]
+    assert "1 of 3 pairs dropped" in result.lost("a", "b")
+    assert result.pooled("a", lambda times: times.executed) == [30.0] * 12
+    assert result.ratios("b", "a", per_second) == pytest.approx([1.5, 1.5])
+
+
+def test_steal_is_the_eighth_figure_and_guest_time_is_not_counted_twice(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  10 20 30 40 50 60 70 80 900 900\ncpu0 1 1 1 1 1 1 1 1 0 0\n")
+    assert read_processor_times(str(stat)) == (80, 360)
+    assert stolen_since((80, 360), (95, 460)) == 0.15
+    assert stolen_since((80, 360), (80, 360)) == 0
+
+
+def test_the_answer_of_a_program_is_parsed_and_a_dead_program_is_an_error() -> None:
+    assert parse_times("C", "900.5 10.0,20.0,1.0 11.0,21.5,1.0\n") == Times((10.0, 11.0), (20.0, 21.5), 900.5)
+    with pytest.raises(BenchError, match="C could not"):
+        parse_times("C", "")

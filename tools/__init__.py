@@ -1,0 +1,1 @@
+"""The tools of this repository; a package so that their tests can import them."""

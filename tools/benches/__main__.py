@@ -1,0 +1,86 @@
+"""``python -m tools.benches NAME``: what ``tools/bench`` executes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Final
+
+from tools.benches import place
+from tools.benches.report import print_json, print_table
+
+BENCHES: Final = {
+    "start": "request to exec and starts per second, against a C program, bubblewrap and the OCI runtimes",
+    "idle": "memory and processor time of 0, 100 and 500 idle agents",
+    "tick": "one turn of the tick over 1000 groups, against bare preads",
+    "cli": "processor time of --help and ps",
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one benchmark; 0 when no budget is broken, 1 when one is, 125 when it could not be run."""
+    options = parse(arguments)
+    try:
+        if getattr(options, "vm", False):
+            return run_in_vm(arguments)
+        place.enter_outer_namespaces(arguments)
+        with place.place(place.build_programs(options.programs)) as here:
+            rows = load(options.bench).run(options, here, say)
+    except place.BenchError as error:
+        print(f"tools/bench: {error}", file=sys.stderr)
+        return 125
+    except KeyboardInterrupt:
+        return 130
+    if options.json:
+        print_json(options.bench, rows)
+    else:
+        print_table(options.bench, rows)
+    return 1 if any(row.ok is False for row in rows) else 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line; every benchmark adds its own options."""
+    parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__)
+    names = parser.add_subparsers(dest="bench", required=True, metavar="NAME")
+    for name, summary in BENCHES.items():
+        command = names.add_parser(name, help=summary, description=summary)
+        command.add_argument("--json", action="store_true", help="rows as JSON on standard output, and nothing else")
+        command.add_argument("--programs", type=Path, help="directory of the compiled C programs")
+        if name == next(iter(arguments), ""):
+            load(name).add_arguments(command)
+    return parser.parse_args(arguments)
+
+
+def load(name: str) -> ModuleType:
+    """A benchmark's module; only the wanted one is imported, since each imports what it measures."""
+    return importlib.import_module(f"tools.benches.{name}")
+
+
+def run_in_vm(arguments: Sequence[str]) -> int:
+    """The same benchmark inside the virtual machine, with programs compiled here: there is no compiler in there."""
+    programs = place.build_programs()
+    inside = [word for word in arguments if word != "--vm"]
+    if "--who" not in inside:
+        inside += ["--who", "C,stages,API,bwrap,runc,crun"]
+    vm = str(place.TREE / "tools" / "vm")
+    inside += ["--programs", f"/share/{programs.name}"]
+    command = [vm, "run", "--timeout", "3000", "--share", str(programs), "--", "tools/bench", *inside]
+    return subprocess.run(command, check=False).returncode
+
+
+def say(text: str) -> None:
+    """Progress for a person who waits; standard output belongs to the result."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+    elif os.environ.get("AGENTOS_BENCH_VERBOSE"):
+        print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
