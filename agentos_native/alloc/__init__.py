@@ -1,1 +1,24 @@
-"""The allocator: arrays in, arrays out."""
+"""The allocator: arrays in, arrays out.
+
+`solve` divides the CPUs of a machine over tenants, tiers and agents (weighted max-min with floors and ceilings);
+`kernel_weights` says what ``cpu.weight`` must be for the kernel to arrive there. `engine` tells which engine computes,
+`load_compiled` switches to the compiled one.
+"""
+
+from agentos_native.alloc.engines import engine, load_compiled, use_numpy
+from agentos_native.alloc.hierarchy import TIERS, Problem, Solution, Warm, solve
+from agentos_native.alloc.weights import BASE, Weights, kernel_weights
+
+__all__ = [
+    "BASE",
+    "TIERS",
+    "Problem",
+    "Solution",
+    "Warm",
+    "Weights",
+    "engine",
+    "kernel_weights",
+    "load_compiled",
+    "solve",
+    "use_numpy",
+]
