@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import errno
 import os
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from agentos_native.supervisor.logs import LogWriter, Stream
@@ -36,16 +35,19 @@ class Listener(Protocol):
 
 
 class Drain:
-    """Reads one agent's output until its end. Use on the event loop's thread only."""
+    """Reads one agent's output until its end. Use on the event loop's thread only.
 
-    def __init__(self, log: LogWriter, on_end: Callable[[], None] | None = None) -> None:
+    Args:
+        listeners: the agent's attached clients; the list is shared and outlives the run.
+    """
+
+    def __init__(self, log: LogWriter, listeners: list[Listener]) -> None:
         self._log = log
+        self._listeners = listeners
         self._loop = asyncio.get_running_loop()
         self._sources: dict[int, Stream] = {}
         self._paused = False
         self._flush: asyncio.TimerHandle | None = None
-        self._on_end = on_end
-        self.listeners: list[Listener] = []
 
     def add(self, fd: int, stream: Stream) -> None:
         """Read `fd` (non-blocking; closed here at its end) as `stream`."""
@@ -53,11 +55,6 @@ class Drain:
         self._sources[fd] = stream
         if not self._paused:
             self._loop.add_reader(fd, self._readable, fd)
-
-    @property
-    def open(self) -> bool:
-        """Whether any source is left."""
-        return bool(self._sources)
 
     def _readable(self, fd: int) -> None:
         stream = self._sources[fd]
@@ -73,14 +70,14 @@ class Drain:
             self._end(fd)
             return
         self._deliver(stream, data)
-        if any(listener.behind for listener in self.listeners):
+        if any(listener.behind for listener in self._listeners):
             self._pause()
 
     def _deliver(self, stream: Stream, data: bytes) -> None:
         self._log.write(stream, data)
         if self._flush is None:
             self._flush = self._loop.call_later(_PARTIAL_AFTER, self._flush_partial)
-        for listener in self.listeners:
+        for listener in self._listeners:
             listener.feed(stream, data)
 
     def _flush_partial(self) -> None:
@@ -94,7 +91,7 @@ class Drain:
 
     def resume(self) -> None:
         """An attached client has caught up or left."""
-        if self._paused and not any(listener.behind for listener in self.listeners):
+        if self._paused and not any(listener.behind for listener in self._listeners):
             self._paused = False
             for fd in self._sources:
                 self._loop.add_reader(fd, self._readable, fd)
@@ -103,8 +100,6 @@ class Drain:
         self._loop.remove_reader(fd)
         del self._sources[fd]
         os.close(fd)
-        if not self._sources and self._on_end is not None:
-            self._on_end()
 
     def finish(self) -> None:
         """All writers are gone: take what is still in the pipes, then close everything and the log."""
@@ -127,35 +122,3 @@ class Drain:
             self._flush.cancel()
             self._flush = None
         self._log.close()
-
-
-def make_fifo(path: str, uid: int) -> None:
-    """A FIFO that the agent's user `uid` (as the host numbers it) may reopen through /proc/self/fd; kept if there."""
-    with contextlib.suppress(FileExistsError):
-        os.mkfifo(path, 0o600)
-    os.chown(path, uid, uid, follow_symlinks=False)
-
-
-def open_output(path: str) -> tuple[int, int]:
-    """(the reading end for a drain, the end for the agent) of the FIFO at `path`."""
-    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        return reader, os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        os.close(reader)
-        raise
-
-
-def open_input(path: str) -> tuple[int, int]:
-    """(the writing end, the end for the agent) of the FIFO at `path`.
-
-    The agent's end is for reading only, otherwise it would never see an end of its input.
-    """
-    agent_end = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        writer = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        os.close(agent_end)
-        raise
-    os.set_blocking(agent_end, True)
-    return writer, agent_end

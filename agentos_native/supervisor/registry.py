@@ -36,8 +36,8 @@ class Record(msgspec.Struct, kw_only=True):
     """What is known of one agent; `registry` writes it whole.
 
     `wanted` is what the user asked for last (running or not), so that a restart of the supervisor knows whether to
-    restart the agent. `begun` turns true when its first start has succeeded: an interrupted first start is taken back
-    altogether.
+    restart the agent. `provisional`: made by a request that shall also start it and is not answered yet; an interrupted
+    one is taken back altogether.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Record(msgspec.Struct, kw_only=True):
     unenforced: list[str] = []
     warnings: list[str] = []
     wanted: bool = False
-    begun: bool = False
+    provisional: bool = False
 
 
 class CorruptRegistryError(Exception):

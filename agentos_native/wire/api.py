@@ -30,6 +30,10 @@ LIVE_STATES: Final[frozenset[str]] = frozenset({"starting", "running", "stopping
 """States in which the agent holds processes, a cgroup and a network."""
 
 
+Action = Literal["created", "updated", "unchanged", "deleted", "absent"]
+"""What was done to one document's agent or tenant."""
+
+
 class _Body(msgspec.Struct):
     pass
 
@@ -128,7 +132,7 @@ class ApplyResult(_Body, kw_only=True):
     kind: str
     name: str
     tenant: str = ""
-    action: Literal["created", "updated", "unchanged", "deleted", "absent"]
+    action: Action
     id: str = ""
 
 

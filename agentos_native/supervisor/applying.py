@@ -1,0 +1,195 @@
+"""Declarative use: documents in, and the agents and tenants made to agree with them.
+
+An agent is known by (tenant, name); `replicas` of it are agents of their own, named ``<name>-0`` …. What the kernel can
+change under a running agent (weight, limits and reservations, restart and stop policy) is changed in place; anything
+else needs a new sandbox, so the agent is removed and made again, its files with it. One document's failure does not
+keep the others from being applied: the first error is raised after all have been tried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from agentos_native.cgroup import GroupSettings
+from agentos_native.errors import AgentosError
+from agentos_native.spec.model import AgentSpec, Document, TenantSpec
+from agentos_native.supervisor import admission, resources
+from agentos_native.supervisor.agents import Agent
+from agentos_native.supervisor.lifecycle import Lifecycle, write_spec
+from agentos_native.wire.api import Action, ApplyResult
+
+LIVE_FIELDS: Final = frozenset(
+    {"weight", "resources", "restart", "stop", "labels", "type", "allow_unenforced", "auto_remove", "timeout"}
+)
+"""Fields of `AgentSpec` that a running agent can be given."""
+
+
+def replicas(spec: AgentSpec) -> list[AgentSpec]:
+    """The single agents that a document stands for."""
+    if spec.replicas == 1:
+        return [spec]
+    return [msgspec.structs.replace(spec, name=f"{spec.name}-{n}", replicas=1) for n in range(spec.replicas)]
+
+
+def changed_fields(old: AgentSpec, new: AgentSpec) -> set[str]:
+    """The names of the fields in which they differ."""
+    return {field for field in old.__struct_fields__ if getattr(old, field) != getattr(new, field)}
+
+
+class Applier:
+    """One per supervisor; requests are applied one after the other."""
+
+    def __init__(self, lifecycle: Lifecycle) -> None:
+        self._lifecycle = lifecycle
+        self._host = lifecycle.host
+        self._lock = asyncio.Lock()
+
+    async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
+        """Tenants first, then agents (side by side). The error of the first document that failed is raised at the end.
+
+        Args:
+            dry_run: only say what would be done; checks everything that can be checked without doing it.
+        """
+        async with self._lock:
+            results = []
+            for document in documents:
+                if isinstance(document, TenantSpec):
+                    results.append(await self._apply_tenant(document, dry_run))
+            singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
+            outcomes = await asyncio.gather(
+                *(self._apply_agent(spec, dry_run) for spec in singles), return_exceptions=True
+            )
+            if not dry_run:
+                outcomes += await self._remove_surplus(documents)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            results.append(outcome)
+        return results
+
+    async def delete(self, documents: Sequence[Document]) -> list[ApplyResult]:
+        """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent."""
+        async with self._lock:
+            results = []
+            for spec in documents:
+                if isinstance(spec, AgentSpec):
+                    for single in replicas(spec):
+                        results.append(await self._delete_agent(single))
+            for tenant in documents:
+                if isinstance(tenant, TenantSpec):
+                    results.append(await self.delete_tenant(tenant.name))
+            return results
+
+    async def _apply_tenant(self, spec: TenantSpec, dry_run: bool) -> ApplyResult:
+        host = self._host
+        old = host.tenants.get(spec.name)
+        running = [agent.record.spec for agent in host.agents if agent.live]
+        admission.admit_tenant(spec, running, host.tenants, host.capacity)
+        action: Action = "created" if old is None else "unchanged" if old == spec else "updated"
+        if not dry_run and old != spec:
+            limits = GroupSettings(
+                cpu_max_millis=spec.limits.cpu,
+                cpu_min_millis=spec.requests.cpu,
+                memory_max=spec.limits.memory,
+                memory_low=spec.requests.memory or None,
+            )
+            await host.workers.call(host.groups.set_tenant, spec.name, limits, self._lacking())
+            host.registry.save_tenant(spec)
+            host.tenants[spec.name] = spec
+            host.shares.set_tenant(spec)
+            host.events.add(f"tenant-{action}", tenant=spec.name)
+        return ApplyResult(kind="Tenant", name=spec.name, tenant=spec.name, action=action)
+
+    def _lacking(self) -> list[str]:
+        """Controllers that this host does not have: a tenant's own limits are then shown, not enforced."""
+        return [name for name in ("cpu", "memory", "pids", "io") if name not in self._host.controllers]
+
+    async def _apply_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
+        agent = self._host.agents.named(spec.tenant, spec.name)
+        if agent is None:
+            if dry_run:
+                self._lifecycle.check(spec)
+                return _result(spec, "created")
+            agent = await self._lifecycle.run(spec)
+            return _result(spec, "created", agent)
+        changes = changed_fields(agent.record.spec, spec)
+        if not changes and (agent.live or not agent.record.wanted):
+            return _result(spec, "unchanged", agent)
+        if dry_run:
+            return _result(spec, "updated" if changes else "unchanged", agent)
+        return await self._update(agent, spec, changes)
+
+    async def _update(self, agent: Agent, spec: AgentSpec, changes: set[str]) -> ApplyResult:
+        if changes - LIVE_FIELDS:
+            await self._lifecycle.remove(agent, force=True)
+            return _result(spec, "updated", await self._lifecycle.run(spec))
+        async with agent.lock:
+            await self._update_live(agent, spec)
+        return _result(spec, "updated" if changes else "unchanged", agent)
+
+    async def _update_live(self, agent: Agent, spec: AgentSpec) -> None:
+        host, record = self._host, agent.record
+        settings = resources.group_settings(spec, host.options.state_dir)
+        missing = resources.check_enforceable(spec, settings, host.controllers)
+        others = [other.record.spec for other in host.agents if other.live and other is not agent]
+        admission.admit(spec, others, host.tenants, host.capacity)
+        if agent.run is not None:
+            await host.workers.call(agent.run.group.update, settings, spec.allow_unenforced)
+            host.shares.change(agent.id, spec)
+        record.spec, record.unenforced = spec, missing
+        record.warnings = resources.warnings(spec, host.controllers)
+        host.registry.save(record)
+        write_spec(host.options.agent_dir(agent.id), record)
+        self._lifecycle.runner.event(agent, "updated")
+
+    async def _remove_surplus(self, documents: Sequence[Document]) -> list[ApplyResult | BaseException]:
+        """Replicas that an earlier, larger number has left: ``<name>-<n>`` beyond the number that is asked for now."""
+        results: list[ApplyResult | BaseException] = []
+        for spec in documents:
+            if not isinstance(spec, AgentSpec) or spec.replicas == 1:
+                continue
+            number = spec.replicas
+            while agent := self._host.agents.named(spec.tenant, f"{spec.name}-{number}"):
+                await self._lifecycle.remove(agent, force=True)
+                results.append(_result(agent.record.spec, "deleted", agent))
+                number += 1
+        return results
+
+    async def _delete_agent(self, spec: AgentSpec) -> ApplyResult:
+        agent = self._host.agents.named(spec.tenant, spec.name)
+        if agent is None:
+            return _result(spec, "absent")
+        await self._lifecycle.remove(agent, force=True)
+        return _result(spec, "deleted", agent)
+
+    async def delete_tenant(self, name: str) -> ApplyResult:
+        """Forget a tenant's declaration.
+
+        Raises:
+            AgentosError: ``tenant-in-use`` while it has agents.
+        """
+        host = self._host
+        if name not in host.tenants:
+            return ApplyResult(kind="Tenant", name=name, tenant=name, action="absent")
+        members = [agent.record.spec.name for agent in host.agents if agent.record.spec.tenant == name]
+        if members:
+            raise AgentosError(
+                "tenant-in-use",
+                f"tenant {name} still has {len(members)} agents ({', '.join(members[:5])})",
+                f"tenant {name}",
+                "Remove its agents first.",
+            )
+        host.registry.forget_tenant(name)
+        del host.tenants[name]
+        host.shares.remove_tenant(name)
+        await host.workers.call(host.groups.remove_empty_tenants)
+        host.events.add("tenant-deleted", tenant=name)
+        return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
+
+
+def _result(spec: AgentSpec, action: Action, agent: Agent | None = None) -> ApplyResult:
+    return ApplyResult(kind="Agent", name=spec.name, tenant=spec.tenant, action=action, id=agent.id if agent else "")

@@ -1,0 +1,102 @@
+"""Everything one supervisor works with, in one place: the doors to the packages below, and its own registers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from agentos_native.images.model import Image
+from agentos_native.spec.model import TenantSpec
+from agentos_native.supervisor.admission import Capacity
+from agentos_native.supervisor.agents import Agents, Ending
+from agentos_native.supervisor.doors import Groups, Images, Networks, Shares, Workers
+from agentos_native.supervisor.events import Events
+from agentos_native.supervisor.launcher_link import LauncherLink
+from agentos_native.supervisor.options import Options
+from agentos_native.supervisor.registry import Registry
+from agentos_native.supervisor.userns import UsernsPool
+from agentos_native.wire import launch
+
+CLD_EXITED = 1
+"""si_code of a process that ended by itself (waitid(2)); every other code that arrives here is a signal."""
+
+
+class Wire(Protocol):
+    """An agent's addresses (`agentos_native.network.Addresses`)."""
+
+    @property
+    def ipv4(self) -> str: ...
+    @property
+    def ipv6(self) -> str: ...
+
+
+class Units:
+    """Who waits for the end of which unit. An end that nobody expects is acknowledged at once."""
+
+    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+        self._acknowledge = acknowledge
+        self._expected: dict[str, asyncio.Future[Ending]] = {}
+
+    def expect(self, unit: str) -> asyncio.Future[Ending]:
+        """To be called before the clone request goes out, so that the fastest program cannot be missed."""
+        future: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self._expected[unit] = future
+        return future
+
+    def forget(self, unit: str) -> None:
+        """Nobody waits any more."""
+        self._expected.pop(unit, None)
+
+    def exited(self, message: launch.Exited) -> None:
+        """The launcher has reaped a unit."""
+        future = self._expected.pop(message.unit, None)
+        if future is None or future.done():
+            self._acknowledge(message.exit_id)
+        else:
+            future.set_result(ending(message))
+
+
+def ending(message: launch.Exited) -> Ending:
+    """A shell's view of the launcher's message."""
+    status = message.status if message.code == CLD_EXITED else 128 + message.status
+    return Ending(status, message.ended_at, message.exit_id)
+
+
+@dataclass(kw_only=True)
+class Host:
+    """Made once by `app`; everything else is given it. `shares` is None until the allocator has been loaded."""
+
+    options: Options
+    block: int
+    capacity: Capacity
+    controllers: frozenset[str]
+    init_fd: int
+    registry: Registry
+    agents: Agents
+    events: Events
+    workers: Workers
+    link: LauncherLink
+    units: Units
+    userns: UsernsPool
+    images: Images
+    groups: Groups
+    network: Networks
+    shares: Shares
+    addresses: Callable[[int, int], Wire]
+    resolve_user: Callable[[Image, str | None], tuple[int, int, tuple[int, ...]]]
+    volume: Callable[[str, int, bool], int]
+    tenants: dict[str, TenantSpec] = field(default_factory=dict)
+    _by_digest: dict[str, Image] = field(default_factory=dict)
+
+    def image(self, digest: str) -> Image:
+        """The image of an agent. Kept in memory: what a digest means cannot change, and agents keep it from removal."""
+        image = self._by_digest.get(digest)
+        if image is None:
+            image = self._by_digest[digest] = self.images.get(digest)
+        return image
+
+    def forget_image(self, digest: str) -> None:
+        """It has been removed from the store."""
+        self._by_digest.pop(digest, None)

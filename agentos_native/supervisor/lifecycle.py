@@ -1,0 +1,311 @@
+"""What can be done with one agent: make, start, stop, kill, restart, pause, resume, wait for, remove.
+
+Theory of operation
+    Everything here runs on the event loop's thread; what blocks goes to the workers. An agent's lock is held by
+    whatever changes its state. A client that goes away changes nothing: operations run in tasks of their own
+    (`Tasks.unbroken`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal as signals
+import time
+from functools import partial
+from pathlib import Path
+
+from agentos_native import faults
+from agentos_native.errors import AgentosError
+from agentos_native.kernel.process import pidfd_send_signal
+from agentos_native.spec.model import AgentSpec
+from agentos_native.supervisor import admission, resources
+from agentos_native.supervisor.agents import Agent, Run
+from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.registry import Record, encode_record
+from agentos_native.supervisor.running import TIMED_OUT, Runner, Tasks
+
+SUPERVISOR_STOPPED = "supervisor-stopped"
+KILL_TIMEOUT = 10.0
+"""Seconds that a killed tree may take to go (a process in uninterruptible sleep takes as long as its I/O)."""
+
+
+class Lifecycle:
+    """The operations; one per supervisor."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._tasks = Tasks()
+        self.runner = Runner(host, self._tasks)
+        self.runner.on_timeout = partial(self.stop, reason=TIMED_OUT)
+        self.runner.on_auto_remove = self._remove_locked
+
+    # -- making and removing -------------------------------------------------------------------------------------
+
+    def check(self, spec: AgentSpec) -> list[str]:
+        """The controllers that `spec` does without. Raises AgentosError when this host or its tenant cannot take it."""
+        host = self.host
+        settings = resources.group_settings(spec, host.options.state_dir)
+        missing = resources.check_enforceable(spec, settings, host.controllers)
+        admission.admit(spec, self._promised_specs(), host.tenants, host.capacity)
+        return missing
+
+    def _promised_specs(self, without: Agent | None = None) -> list[AgentSpec]:
+        return [
+            agent.record.spec
+            for agent in self.host.agents
+            if agent is not without and (agent.live or agent.record.state == "backoff")
+        ]
+
+    async def create(self, spec: AgentSpec, *, provisional: bool = False) -> Agent:
+        """Admit and record a new agent; its directory exists afterwards, nothing else does.
+
+        Raises:
+            AgentosError: its name is taken, the image is not there, it cannot be enforced or does not fit.
+        """
+        host = self.host
+        self._check_name(spec)
+        missing = self.check(spec)
+        image = await host.workers.call(host.images.get, spec.image)
+        self._check_name(spec)  # again: another request may have come by while the image was looked up
+        slot = admission.lowest_free_slot(host.agents.slots())
+        record = Record(
+            id=host.agents.new_id(),
+            slot=slot,
+            spec=spec,
+            image_digest=image.digest,
+            created_at=time.time(),
+            unenforced=missing,
+            warnings=resources.warnings(spec, host.controllers),
+            provisional=provisional,
+        )
+        host.registry.save(record)
+        faults.point("admit.recorded")
+        agent = Agent(record)
+        host.agents.add(agent)
+        directory = host.options.agent_dir(record.id)
+        os.mkdir(directory, 0o700)
+        write_spec(directory, record)
+        self.runner.event(agent, "created")
+        return agent
+
+    def _check_name(self, spec: AgentSpec) -> None:
+        if self.host.agents.named(spec.tenant, spec.name) is not None:
+            raise AgentosError(
+                "name-taken",
+                f"tenant {spec.tenant} already has an agent named {spec.name}",
+                f"agent {spec.tenant}/{spec.name}",
+                f"Choose another --name, or remove it: agentos-native rm {spec.tenant}/{spec.name}",
+            )
+
+    async def run(self, spec: AgentSpec) -> Agent:
+        """Make and start; when the start fails nothing of the agent is left."""
+        agent = await self.create(spec, provisional=True)
+        try:
+            await self.start(agent)
+        except BaseException:
+            await self._tasks.unbroken(self.remove(agent, force=True))
+            raise
+        return agent
+
+    async def remove(self, agent: Agent, *, force: bool = False) -> None:
+        """Forget the agent and delete its files.
+
+        Raises:
+            AgentosError: ``agent-running`` unless `force`, which kills it first.
+        """
+        if agent.live and not force:
+            raise AgentosError(
+                "agent-running", "the agent is running", agent.where, "Stop it first, or say --force to kill it."
+            )
+        if agent.live:
+            await self.stop(agent, grace=0.0)
+        await self.discard(agent)
+
+    async def discard(self, agent: Agent) -> None:
+        """Remove an agent that holds no processes."""
+        async with agent.lock:
+            await self._remove_locked(agent)
+
+    async def _remove_locked(self, agent: Agent) -> None:
+        if agent.removed:
+            return
+        self.runner.cancel_restart(agent)
+        host = self.host
+        host.registry.forget(agent.id)
+        host.agents.remove(agent)
+        await host.workers.call(self.release_files, agent.id)
+        self.runner.event(agent, "removed")
+        host.userns.refill()
+
+    def release_files(self, agent_id: str) -> None:
+        """Delete an agent's directory (in a worker thread): the image's part by the store, the rest here."""
+        directory = self.host.options.agent_dir(agent_id)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(directory, "spec.json"))
+        self.host.images.release(Path(directory))
+        faults.point("release.rootfs")
+        shutil.rmtree(directory, ignore_errors=True)
+
+    # -- starting ------------------------------------------------------------------------------------------------
+
+    async def start(self, agent: Agent) -> None:
+        """Start a made or ended agent; returns when its program has been executed.
+
+        Raises:
+            AgentosError: it runs already, does not fit any more, or a stage failed (everything undone).
+        """
+        await self._tasks.unbroken(self._start(agent))
+
+    async def _start(self, agent: Agent) -> None:
+        async with agent.lock:
+            self._check_startable(agent)
+            self.runner.cancel_restart(agent)
+            admission.admit(
+                agent.record.spec, self._promised_specs(without=agent), self.host.tenants, self.host.capacity
+            )
+            agent.record.wanted = True
+            agent.record.restarts = agent.record.backoff_count = 0
+            await self.runner.start(agent)
+
+    def _check_startable(self, agent: Agent) -> None:
+        if agent.live:
+            raise AgentosError("agent-running", "the agent is running already", agent.where)
+        if agent.removed:
+            raise AgentosError("agent-not-found", "the agent has been removed", agent.where)
+        if self.runner.closing:
+            raise AgentosError("stopping", "the supervisor is stopping", agent.where)
+
+    # -- ending --------------------------------------------------------------------------------------------------
+
+    async def stop(
+        self, agent: Agent, *, grace: float | None = None, signal: str | None = None, reason: str = "stopped"
+    ) -> None:
+        """Signal the agent, give it `grace` seconds, kill the whole tree; returns when it is gone. It is not restarted.
+
+        An agent that does not run is only kept from being restarted.
+        """
+        await self._tasks.unbroken(self._stop(agent, grace, signal, reason))
+
+    async def _stop(self, agent: Agent, grace: float | None, signal: str | None, reason: str) -> None:
+        spec = agent.record.spec
+        number = signal_number(signal or spec.stop.signal)
+        async with agent.lock:
+            if reason not in {TIMED_OUT, SUPERVISOR_STOPPED}:  # after those the agent's policy still counts
+                agent.record.wanted = False
+                self.runner.cancel_restart(agent)
+            run = agent.run
+            if run is None or run.finished:
+                self.host.registry.save(agent.record)
+                return
+            run.stop_reason = reason
+            was_paused = agent.record.state == "paused"
+            agent.become("stopping", reason)
+            self.host.registry.save(agent.record)
+            self.runner.event(agent, "stopping", signal=signals.Signals(number).name)
+            await self._signal_then_kill(run, number, spec.stop.grace if grace is None else grace, was_paused)
+            await self.runner.finish(agent, run, run.ended.result())
+
+    async def _signal_then_kill(self, run: Run, number: int, grace: float, was_paused: bool) -> None:
+        if grace > 0 and number != signals.SIGKILL:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd_send_signal(run.pidfd, number)
+            if was_paused:
+                await self.host.workers.call(run.group.thaw)
+            faults.point("stop.signalled")
+            await asyncio.wait([run.ended], timeout=grace)
+        if not run.ended.done():
+            await self.host.workers.call(run.group.kill)
+            faults.point("stop.signalled")
+            done, _ = await asyncio.wait([run.ended], timeout=KILL_TIMEOUT)
+            if not done:
+                raise AgentosError(
+                    "not-killed",
+                    f"the agent's processes are still there {KILL_TIMEOUT:g} s after SIGKILL",
+                    run.group.path,
+                    "A process in uninterruptible sleep (state D) goes when its I/O ends; stop it again then.",
+                )
+
+    # -- restarting ----------------------------------------------------------------------------------------------
+
+    async def restart(self, agent: Agent, *, grace: float | None = None) -> None:
+        """Stop (if it runs) and start again."""
+        if agent.live:
+            await self.stop(agent, grace=grace)
+        await self.start(agent)
+
+    # -- the rest ------------------------------------------------------------------------------------------------
+
+    async def kill(self, agent: Agent, signal: str) -> None:
+        """Send `signal` to the agent; SIGKILL to its whole tree. The restart policy applies to what follows."""
+        number = signal_number(signal)
+        run = self._running(agent)
+        if number == signals.SIGKILL:
+            await self.host.workers.call(run.group.kill)
+        else:
+            with contextlib.suppress(ProcessLookupError):
+                pidfd_send_signal(run.pidfd, number)
+        self.runner.event(agent, "signalled", signal=signals.Signals(number).name)
+
+    async def pause(self, agent: Agent) -> None:
+        """Freeze every process of the agent."""
+        async with agent.lock:
+            run = self._running(agent)
+            await self.host.workers.call(run.group.freeze)
+            agent.become("paused")
+            self.host.registry.save(agent.record)
+            self.runner.event(agent, "paused")
+
+    async def resume(self, agent: Agent) -> None:
+        """The inverse of `pause`."""
+        async with agent.lock:
+            run = self._running(agent)
+            await self.host.workers.call(run.group.thaw)
+            agent.become("running")
+            self.host.registry.save(agent.record)
+            self.runner.event(agent, "resumed")
+
+    def _running(self, agent: Agent) -> Run:
+        run = agent.run
+        if run is None or run.finished:
+            raise AgentosError(
+                "agent-not-running", f"the agent is {agent.record.state}", agent.where, "Start it first."
+            )
+        return run
+
+    async def wait(self, agent: Agent) -> Record:
+        """The agent's record once it has ended for good (removed, or ended and not about to be restarted)."""
+        while not agent.removed and (agent.live or agent.record.state in {"backoff", "pending"}):
+            await agent.changed.wait()
+        return agent.record
+
+    async def close(self, *, keep: bool) -> None:
+        """Stop every agent (or let them live on), and end all tasks."""
+        self.runner.closing = True
+        if not keep:
+            stops = [self.stop(agent, reason=SUPERVISOR_STOPPED) for agent in self.host.agents if agent.live]
+            await asyncio.gather(*stops, return_exceptions=True)
+        await self._tasks.close()
+        for agent in self.host.agents:
+            if agent.run is not None:
+                agent.run.close()
+
+
+def signal_number(name: str) -> int:
+    """The number of a signal by name (with or without SIG) or number."""
+    text = name.upper()
+    with contextlib.suppress(KeyError):
+        return signals.Signals[text if text.startswith("SIG") else f"SIG{text}"]
+    if text.isdecimal() and 0 < int(text) < signals.NSIG:
+        return int(text)
+    raise AgentosError("invalid-signal", f"no such signal: {name[:40]!r}", "", "For example SIGTERM, TERM or 15.")
+
+
+def write_spec(directory: str, record: Record) -> None:
+    """The agent's own copy of its record, from which it is adopted should the registry be lost."""
+    temporary = os.path.join(directory, ".spec.json")
+    with open(temporary, "wb") as file:
+        file.write(encode_record(record))
+    os.replace(temporary, os.path.join(directory, "spec.json"))

@@ -1,0 +1,70 @@
+"""From a spec to what its cgroup shall say, and whether this host can hold to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+
+from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
+from agentos_native.errors import AgentosError
+from agentos_native.spec.model import AgentSpec, IoLimits
+
+
+def group_ref(agent_id: str, spec: AgentSpec) -> GroupRef:
+    """Which group is the agent's."""
+    return GroupRef(spec.tenant, spec.priority, agent_id)
+
+
+def group_settings(spec: AgentSpec, state_dir: str) -> GroupSettings:
+    """The group's files; `state_dir` is on the disk that ``limits.io`` are about."""
+    requests, limits = spec.resources.requests, spec.resources.limits
+    return GroupSettings(
+        cpu_weight=spec.weight,
+        cpu_max_millis=limits.cpu,
+        cpu_min_millis=requests.cpu,
+        memory_max=limits.memory,
+        memory_low=requests.memory or None,
+        pids_max=limits.pids,
+        io_weight=spec.resources.io_weight,
+        io_max=(_io_max(limits.io, state_dir),) if limits.io else (),
+    )
+
+
+def _io_max(limits: IoLimits, state_dir: str) -> IoMax:
+    device = os.stat(state_dir).st_dev
+    return IoMax(
+        device=f"{os.major(device)}:{os.minor(device)}",
+        rbps=limits.read_bps,
+        wbps=limits.write_bps,
+        riops=limits.read_iops,
+        wiops=limits.write_iops,
+    )
+
+
+def check_enforceable(spec: AgentSpec, settings: GroupSettings, controllers: Collection[str]) -> list[str]:
+    """The controllers that `spec` asks for, explicitly does without, and will not get.
+
+    Raises:
+        AgentosError: ``unenforceable``: it asks for some that this host lacks, without allowing for that.
+    """
+    missing = unenforceable(settings, controllers)
+    refused = sorted(missing - set(spec.allow_unenforced))
+    if refused:
+        listing = ",".join(refused)
+        raise AgentosError(
+            "unenforceable",
+            f"this host cannot enforce {listing}: cgroup v2 does not offer the controller here",
+            f"agent {spec.tenant}/{spec.name}",
+            f"--allow-unenforced {listing} (allowUnenforced in the spec) starts it all the same;\n"
+            "`agentos-native check` says how to give the controllers to cgroup v2.",
+            details={"controllers": refused},
+        )
+    return sorted(missing)
+
+
+def warnings(spec: AgentSpec, controllers: Collection[str]) -> list[str]:
+    """What the spec wishes for and this host will ignore; wishes are not refused."""
+    found = []
+    if "cpu" not in controllers and (spec.weight != AgentSpec(name="x", image="x").weight or spec.priority != "normal"):
+        found.append("weight and priority have no effect: cgroup v2 has no cpu controller on this host")
+    return found

@@ -1,0 +1,206 @@
+"""One start, stage by stage; each stage leaves its undo on a stack, so that a failed start takes all back.
+
+    user namespace ─ image (files, overlay, volumes) ┐
+                     cgroup (group, leaf)            ├─ output pipes ─ program ─ launcher: clone … exec
+                     network (netns, veth, rules)    ┘
+
+The three in the middle run side by side in worker threads; what they give is file descriptors only. The packet to the
+launcher duplicates them (SCM_RIGHTS), so this process closes its own when the start is over. A failure after the
+packet has gone is undone by killing the cgroup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Awaitable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from agentos_native import faults
+from agentos_native.errors import AgentosError
+from agentos_native.images.model import Image
+from agentos_native.sandbox.hints import failure_to_error
+from agentos_native.supervisor import admission, guestfiles, program, resources, stdio
+from agentos_native.supervisor.agents import Agent, Run
+from agentos_native.supervisor.doors import Group
+from agentos_native.supervisor.drain import Drain
+from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.launcher_link import CloneError, CloneRequest
+from agentos_native.supervisor.logs import LogWriter
+from agentos_native.supervisor.undo import UndoStack
+
+
+class Rootfs(NamedTuple):
+    """What the image stage gives: mount fds, and what of the program depends on the image."""
+
+    image: Image
+    mount_fd: int
+    user: program.User
+    volumes: list[int]
+
+
+class Start:
+    """One attempt to start `agent`; use once. The agent's lock is the caller's business."""
+
+    def __init__(self, host: Host, agent: Agent) -> None:
+        self._host = host
+        self._agent = agent
+        self._spec = agent.record.spec
+        self._dir = host.options.agent_dir(agent.id)
+        self._id_base = admission.id_base(host.block, agent.record.slot)
+        self._undo = UndoStack()
+        self._fds: list[int] = []
+        self._pipes = stdio.Stdio()
+        self._began = time.monotonic()
+        agent.timings = {}
+
+    async def go(self) -> Run:
+        """Run every stage.
+
+        Raises:
+            AgentosError: a stage failed and everything before it is undone (what could not be is in its details).
+        """
+        try:
+            run = await self._stages()
+        except BaseException as error:
+            leftovers = await self._undo.unwind()
+            failure = failure_to_error(error.failure, self._agent.where) if isinstance(error, CloneError) else error
+            if leftovers and isinstance(failure, AgentosError):
+                failure.details["not-undone"] = leftovers
+            if failure is error:
+                raise
+            raise failure from error
+        finally:
+            self._pipes.close()
+            for fd in self._fds:
+                os.close(fd)
+        self._undo.commit()
+        return run
+
+    def _own(self, fd: int) -> int:
+        """To be closed when the start is over, however it ends."""
+        self._fds.append(fd)
+        return fd
+
+    def _passed(self, fault: str, stage: str) -> None:
+        faults.point(fault)
+        self._agent.timings[stage] = round((time.monotonic() - self._began) * 1000, 3)
+
+    async def _stages(self) -> Run:
+        userns = self._own(await self._host.userns.take(self._agent.record.slot))
+        self._passed("userns.made", "userns")
+        rootfs, group, netns = await _all(self._rootfs(userns), self._group(), self._network())
+        log, output = self._open_output(rootfs.user)
+        self._passed("logs.opened", "logs")
+        handles = program.Handles(
+            rootfs=rootfs.mount_fd,
+            netns=netns,
+            userns=userns,
+            init=self._host.init_fd,
+            leaf=self._own(group.leaf("main")),
+            stdio=tuple(self._pipes.agent),
+            volumes=tuple(rootfs.volumes),
+        )
+        plan = program.start_program(self._agent.record, rootfs.image.config, rootfs.user, self._id_base, handles)
+        ended = self._host.units.expect(self._agent.id)
+        self._undo.push("unit", partial(self._forget, self._agent.id))
+        request = self._host.link.clone(
+            self._agent.id, plan.encode(), namespaces=plan.namespaces, fds=plan.fds, cgroup=plan.cgroup
+        )
+        self._passed("launch.sent", "sent")
+        run = await self._launched(request, group, ended)
+        run.log, run.drain, run.stdin_fd = log, output, self._pipes.take_input()
+        if run.tty_fd >= 0:
+            output.add(os.dup(run.tty_fd), "stdout")
+        return run
+
+    async def _launched(self, request: CloneRequest, group: Group, ended: asyncio.Future[Any]) -> Run:
+        pid, pidfd = await request.cloned
+        run = Run(group, pid, pidfd, ended)
+        self._undo.push("process", partial(_let_go, run))
+        self._passed("launch.cloned", "cloned")
+        terminal = await request.running
+        run.tty_fd = terminal[0] if terminal else -1
+        self._passed("launch.running", "running")
+        return run
+
+    async def _forget(self, unit: str) -> None:
+        self._host.units.forget(unit)
+
+    async def _rootfs(self, userns: int) -> Rootfs:
+        rootfs = await self._host.workers.call(self._mount_rootfs, userns)
+        self._passed("rootfs.mounted", "rootfs")
+        return rootfs
+
+    def _mount_rootfs(self, userns: int) -> Rootfs:
+        """In a worker thread. What it writes is in the agent's directory, and removed with that."""
+        host, record = self._host, self._agent.record
+        image = host.image(record.image_digest)
+        wire = host.addresses(host.block, record.slot) if self._spec.network != "none" else None
+        files = guestfiles.files(self._spec, wire.ipv4 if wire else None, wire.ipv6 if wire else None)
+        host.images.prepare(image, Path(self._dir), self._id_base, files)
+        faults.point("rootfs.prepared")
+        mount_fd = self._own(host.images.mount(image, Path(self._dir), userns, self._spec.read_only))
+        volumes = [self._own(host.volume(v.source, userns, v.read_only)) for v in self._spec.volumes]
+        user = program.User(*host.resolve_user(image, self._spec.user or image.config.user or None))
+        return Rootfs(image, mount_fd, user, volumes)
+
+    async def _group(self) -> Group:
+        settings = resources.group_settings(self._spec, self._host.options.state_dir)
+        ref = resources.group_ref(self._agent.id, self._spec)
+        workers = self._host.workers
+        group = await workers.call(self._host.groups.create, ref, settings, self._spec.allow_unenforced)
+        self._undo.push("cgroup", partial(workers.call, empty_and_remove, group))
+        self._passed("cgroup.made", "cgroup")
+        return group
+
+    async def _network(self) -> int:
+        host, record = self._host, self._agent.record
+        attached = await host.workers.call(host.network.create, record.slot, record.id, self._spec.network)
+        self._own(attached.netns_fd)
+        self._undo.push("network", partial(host.workers.call, host.network.destroy, record.slot))
+        self._passed("network.made", "network")
+        return attached.netns_fd
+
+    def _open_output(self, user: program.User) -> tuple[LogWriter, Drain]:
+        settings = self._host.options.settings
+        if not self._spec.tty:
+            self._pipes = stdio.make(self._dir, self._id_base + user.uid, stdin=self._spec.stdin)
+        log = LogWriter(self._dir, settings.log_max_bytes, settings.log_files)
+        output = Drain(log, self._agent.listeners)
+        self._undo.push("output", partial(_abandon, output))
+        for fd, stream in self._pipes.take_readers().items():
+            output.add(fd, stream)
+        return log, output
+
+
+async def _all(*stages: Awaitable[Any]) -> Any:
+    """Wait for every stage, failed or not, so that each has pushed its undo before the first error is raised."""
+    results = await asyncio.gather(*stages, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+async def _abandon(output: Drain) -> None:
+    output.abandon()
+
+
+async def _let_go(run: Run) -> None:
+    run.close()
+
+
+def empty_and_remove(group: Group) -> None:
+    """Kill whatever is in the group and remove it; nothing happens when it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            group.kill()
+        except AgentosError as error:
+            if error.code != "cgroup-gone":
+                raise
+        group.remove()
