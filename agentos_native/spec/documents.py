@@ -64,6 +64,13 @@ def agent_from_builtins(obj: Any) -> AgentSpec:
     return document
 
 
+def agent_from_nodes(fields: dict[str, Node]) -> AgentSpec:
+    """An agent from fields whose places are not those of one text, for example options of a command line."""
+    place = Place()
+    only(Node("map", place, entries=fields), decode.fields_of(AgentSpec))
+    return check.check_agent(decode.build(AgentSpec, fields, place), fields, place)
+
+
 def to_builtins(document: Document) -> dict[str, Any]:
     """The inverse of `from_builtins`: camelCase, defaults left out, CPU as a quantity (``"200m"``), memory in bytes."""
     return _fields(document)

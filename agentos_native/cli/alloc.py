@@ -1,0 +1,133 @@
+"""``alloc show|explain`` and ``top``: what agents are given, what they use, and why."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import click
+
+from agentos_native.cli.context import AGENT, client_of, output_option
+from agentos_native.cli.output import cpus, print_json, print_line, rich_table, sections, size, table
+
+_FIGURES: Final = ("WEIGHT", "REQUEST", "LIMIT", "DEMAND", "ENTITLED", "MEASURED", "CPU.WEIGHT", "MEMORY", "PIDS")
+_SHOW: Final = ("TENANT", "AGENT", "TIER", *_FIGURES[:7], "BOUND BY")
+_TOP: Final = (
+    *("TENANT", "AGENT", "TYPE", "TIER", "STATE", "WEIGHT", "REQUEST", "LIMIT", "ENTITLED", "MEASURED"),
+    *("MEMORY", "PIDS", "CPU PRESSURE", "MEMORY PRESSURE"),
+)
+_RIGHT: Final = (*_FIGURES, "CPU PRESSURE", "MEMORY PRESSURE")
+
+
+@click.group()
+def alloc() -> None:
+    """What the allocator gives, and why. CPU is in CPUs."""
+
+
+@alloc.command("show")
+@output_option
+def show(output: str) -> None:
+    """What each agent is entitled to, and what it had in the last tick."""
+    rows = client_of().alloc()
+    if output == "json":
+        print_json({"rows": rows})
+        return
+    table(_SHOW, [_show_row(row) for row in rows], right=_RIGHT)
+
+
+def _show_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    figures = (cpus(row.get(key)) for key in ("request", "limit", "demand", "entitled", "measured"))
+    written = row.get("kernel_weight")
+    return (
+        *(str(row.get("tenant", "")), _name(row), str(row.get("tier", "")), str(row.get("weight", "-")), *figures),
+        *("-" if written is None else str(written), str(row.get("bound") or "-")),
+    )
+
+
+def _name(row: Mapping[str, Any]) -> str:
+    return str(row.get("name") or row.get("agent_id") or "")
+
+
+@alloc.command("explain")
+@click.argument("name", type=AGENT)
+@output_option
+def explain(name: str, output: str) -> None:
+    """Why an agent has what it has, in words and figures, and what would give it more."""
+    explanation = client_of().explain(name)
+    if output == "json":
+        print_json(explanation)
+        return
+    words = explanation.pop("words", None)
+    for line in [words] if isinstance(words, str) else words or []:
+        print(line)
+    if words:
+        print()
+    sections(explanation)
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print one table and end.")
+@click.option("-n", "--interval", type=click.FloatRange(0.1, 60), default=1.0, metavar="SECONDS", help="Pace (1).")
+@output_option
+def top(once: bool, interval: float, output: str) -> None:
+    """Live: request, limit, share, use and pressure of each agent.
+
+    CPU is in CPUs; pressure is the part of the last 10 s in which some process waited for the resource, in percent.
+    """
+    client = client_of()
+    if output == "json":
+        if once:
+            print_json(client.top())
+            return
+        while True:
+            print_line(client.top())
+            time.sleep(interval)
+    if once or not sys.stdout.isatty():
+        table(_TOP, _top_rows(client.top()), right=_RIGHT)
+        return
+    _live(interval)
+
+
+def _live(interval: float) -> None:
+    """Redraw until Ctrl-C."""
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    client = client_of()
+
+    def frame() -> Group:
+        answer = client.top()
+        return Group(Text(_headline(answer), style="bold"), rich_table(_TOP, _top_rows(answer), right=_RIGHT))
+
+    with Live(frame(), auto_refresh=False, screen=True) as live:
+        while True:
+            time.sleep(interval)
+            live.update(frame(), refresh=True)
+
+
+def _headline(answer: Mapping[str, Any]) -> str:
+    rows = answer["rows"]
+    used = sum(row.get("measured") or 0.0 for row in rows)
+    capacity = answer.get("cpus")
+    of = f" of {capacity:g}" if capacity else ""
+    return f"{len(rows)} agents, {used:.2f}{of} CPUs used, {time.strftime('%H:%M:%S')}"
+
+
+def _top_rows(answer: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
+    return [_top_row(row) for row in answer["rows"]]
+
+
+def _top_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    words = (str(row.get(key) or "") for key in ("tenant",))
+    return (
+        *words,
+        _name(row),
+        *(str(row.get(key) or "-") for key in ("type", "tier", "state", "weight")),
+        *(cpus(row.get(key)) for key in ("request", "limit", "entitled", "measured")),
+        size(row.get("memory")),
+        *("-" if row.get(key) is None else f"{row[key]}" for key in ("pids",)),
+        *("-" if row.get(key) is None else f"{row[key]:.1f}" for key in ("cpu_pressure", "memory_pressure")),
+    )

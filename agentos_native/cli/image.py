@@ -1,0 +1,114 @@
+"""``image import|ls|inspect|rm``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO, Any, BinaryIO
+
+import click
+
+from agentos_native.cli.context import IMAGE, each, output_option, returns_status
+from agentos_native.cli.output import age, print_json, sections, size, table, to_plain
+from agentos_native.errors import AgentosError
+
+
+@click.group()
+def image() -> None:
+    """Root filesystems of agents."""
+
+
+@image.command("import")
+@click.argument("name")
+@click.argument("source", type=click.Path())
+@output_option
+@click.pass_context
+def import_(ctx: click.Context, name: str, source: str, output: str) -> None:
+    """Unpack SOURCE (a directory, a tar that may be compressed, or - for a tar on standard input) as image NAME."""
+    from agentos_native.cli.embedded import supervised
+    from agentos_native.spec.names import check_image
+
+    check_image(name)
+    with supervised(ctx) as client:
+        if source == "-":
+            made = client.import_image(name, sys.stdin.buffer)
+        elif os.path.isdir(source):
+            made = client.import_image(name, source)
+        else:
+            with _open(source) as file:
+                made = client.import_image(name, _with_progress(file, name))
+    if output == "json":
+        print_json(made)
+    else:
+        print(made.digest)
+
+
+def _open(path: str) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise AgentosError("cannot-read", error.strerror or str(error), path)
+
+
+def _with_progress(file: BinaryIO, name: str) -> IO[bytes]:
+    """The file with a bar on a terminal; the file itself elsewhere."""
+    if not sys.stderr.isatty():
+        return file
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    wrapped: Any = wrap_file(
+        file,
+        os.fstat(file.fileno()).st_size,
+        description=f"importing {name}",
+        console=Console(stderr=True),
+        transient=True,
+    )
+    stream: IO[bytes] = wrapped.__enter__()
+    click.get_current_context().call_on_close(lambda: wrapped.__exit__(None, None, None))
+    return stream
+
+
+@image.command("ls")
+@output_option
+@click.pass_context
+def ls(ctx: click.Context, output: str) -> None:
+    """List images."""
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        images = client.images()
+    if output == "json":
+        print_json(images)
+        return
+    rows = [
+        (row.name, row.digest.removeprefix("sha256:")[:12], size(row.size), str(row.entries), age(row.created))
+        for row in images
+    ]
+    table(("NAME", "DIGEST", "SIZE", "FILES", "AGE"), rows, right=("SIZE", "FILES", "AGE"))
+
+
+@image.command("inspect")
+@click.argument("name", type=IMAGE)
+@output_option
+@click.pass_context
+def inspect(ctx: click.Context, name: str, output: str) -> None:
+    """Everything about one image."""
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        found = client.image(name)
+    print_json(found) if output == "json" else sections(to_plain(found))
+
+
+@image.command("rm")
+@click.argument("names", nargs=-1, required=True, type=IMAGE, metavar="NAME...")
+@output_option
+@click.pass_context
+@returns_status
+def rm(ctx: click.Context, names: tuple[str, ...], output: str) -> int:
+    """Remove images that no agent uses."""
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        return each(names, client.remove_image, output)

@@ -1,0 +1,130 @@
+"""How results look: JSON for programs, aligned columns in pipes, rich's tables on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+STATE_COLOURS: Final = {
+    "running": "green",
+    "failed": "red",
+    "backoff": "yellow",
+    "paused": "cyan",
+    "exited": "dim",
+    "ok": "green",
+    "degraded": "yellow",
+    "missing": "red",
+}
+
+
+def to_plain(value: Any) -> Any:
+    """Structures of `wire.api` as builtins."""
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
+
+
+def print_line(value: Any) -> None:
+    """One JSON value in one line, at once: for streams."""
+    print(json.dumps(to_plain(value), ensure_ascii=False), flush=True)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Print rows; `right` are the headers of columns that hold figures."""
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        Console().print(rich_table(headers, rows, right=right))
+        return
+    widths = [
+        max(len(header), *(len(row[i]) for row in rows)) if rows else len(header) for i, header in enumerate(headers)
+    ]
+    for row in (headers, *rows):
+        cells = (
+            cell.rjust(width) if header in right else cell.ljust(width)
+            for cell, width, header in zip(row, widths, headers, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+
+
+def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Any:
+    """The same as a renderable for a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=None, header_style="bold", pad_edge=False)
+    for header in headers:
+        made.add_column(header, justify="right" if header in right else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell, style=STATE_COLOURS.get(cell, "")) for cell in row))
+    return made
+
+
+def cpus(value: float | None) -> str:
+    """CPUs with the digits that matter."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def cpu_millis(value: int | str | None) -> str:
+    """A CPU quantity out of millicores or out of one that is already written."""
+    if value is None or value == 0:
+        return "-"
+    if isinstance(value, str):
+        return value
+    from agentos_native.spec.quantities import format_cpu
+
+    return format_cpu(value)
+
+
+def size(value: float | None) -> str:
+    """Bytes for people: 64Mi, 1.5Gi."""
+    if value is None:
+        return "-"
+    for power, letter in ((4, "Ti"), (3, "Gi"), (2, "Mi"), (1, "Ki")):
+        if value >= 1024**power:
+            return f"{value / 1024**power:.3g}{letter}"
+    return f"{value:.0f}"
+
+
+def age(since: float | None, now: float | None = None) -> str:
+    """Time since an epoch time: 5s, 12m, 3h, 2d."""
+    if since is None:
+        return "-"
+    seconds = max(0.0, (time.time() if now is None else now) - since)
+    for unit, letter in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{seconds / unit:.0f}{letter}"
+    return f"{seconds:.0f}s"
+
+
+def clock(epoch: float) -> str:
+    """Local date and time with milliseconds."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch)) + f".{int(epoch * 1000) % 1000:03d}"
+
+
+def sections(value: Any, indent: int = 0) -> None:
+    """Print nested builtins as indented ``key: value`` lines; what is empty is left out."""
+    pad = "  " * indent
+    for key, item in value.items():
+        shown = str(key).replace("_", " ")
+        if item in (None, "", [], {}):
+            continue
+        if isinstance(item, dict):
+            print(f"{pad}{shown}:")
+            sections(item, indent + 1)
+        elif isinstance(item, list) and all(isinstance(part, str | int | float) for part in item):
+            print(f"{pad}{shown}: " + ", ".join(str(part) for part in item))
+        elif isinstance(item, list):
+            print(f"{pad}{shown}:")
+            for part in item:
+                print(f"{pad}  - " + json.dumps(part, ensure_ascii=False))
+        else:
+            print(f"{pad}{shown}: {item}")
