@@ -75,15 +75,16 @@ def addresses(block: int, slot: int) -> Addresses:
     """
     if not 0 <= block < BLOCKS or not 0 <= slot < SLOTS_PER_BLOCK:
         raise ValueError(f"block {block} / slot {slot} out of range")
-    return _of_index(block * SLOTS_PER_BLOCK + slot)
+    return of_index(block * SLOTS_PER_BLOCK + slot)
 
 
 def unused() -> Addresses:
     """Addresses that no agent ever has, for asking the kernel what it can do."""
-    return _of_index(BLOCKS * SLOTS_PER_BLOCK)
+    return of_index(BLOCKS * SLOTS_PER_BLOCK)
 
 
-def _of_index(index: int) -> Addresses:
+def of_index(index: int) -> Addresses:
+    """`addresses` of a machine-wide index."""
     ipv4 = int(AGENTS_IPV4.network_address) + index
     # The upper 1 keeps clear of ::0, the subnet-router anycast address (RFC 4291, 2.6.1).
     ipv6 = int(AGENTS_IPV6.network_address) + (1 << 32) + index

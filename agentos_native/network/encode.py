@@ -8,6 +8,7 @@ with real values and compare. A function returns (what the message does, its byt
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from agentos_native.network import addressing as names
 from agentos_native.network.netlink import NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST
-from agentos_native.network.ruleset import SET_CONNECTIONS, SET_EGRESS, SET_SOURCE4, SET_SOURCE6
+from agentos_native.network.ruleset import SET_SOURCE4, SET_SOURCE6
 
 AF_UNSPEC: Final = 0
 AF_INET: Final = 2
@@ -49,6 +50,7 @@ _NFNL_MSG_BATCH_BEGIN: Final = 16
 _NFNL_MSG_BATCH_END: Final = 17
 _NFT_MSG_GETRULE: Final = 7
 _NFT_MSG_NEWSETELEM: Final = 12
+_NFT_MSG_GETSETELEM: Final = 13
 _NFT_MSG_DESTROYSETELEM: Final = 30
 _NFPROTO_INET: Final = 1
 _IPCTNL_MSG_CT_DELETE: Final = 2
@@ -237,36 +239,46 @@ def list_rules(node: str) -> list[Message]:
     return [("list nftables rules", _bytes(nft_rule_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, table))]
 
 
-def elements(values: Values, node: str, sets: tuple[str, ...], *, add: bool) -> list[Message]:
-    """One nftables transaction that adds the agent's element to each of `sets`, or destroys it there.
+def list_elements(node: str, name: str) -> list[Message]:
+    """Dump the elements of one set of the node's table."""
+    kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETSETELEM
+    wanted = [("NFTA_SET_ELEM_LIST_TABLE", names.table_name(node)), ("NFTA_SET_ELEM_LIST_SET", name)]
+    family = {"nfgen_family": _NFPROTO_INET}
+    message = _bytes(nft_set_elem_list_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, wanted)
+    return [(f"list the elements of nftables set {name}", message)]
+
+
+def elements(values: Values, node: str, *, add: Sequence[str] = (), destroy: Sequence[str] = ()) -> list[Message]:
+    """One nftables transaction that adds the agent's element to some sets and destroys it in others.
 
     Destroying is deleting what may be absent (Linux 6.3, commit f80a612dd77c "netfilter: nf_tables: add support to
     destroy operation"); a deletion that fails costs an aborted transaction, for which the kernel waits 15 ms.
     """
-    name = values.ifname.encode().ljust(16, b"\0")
-    keys = {
-        SET_SOURCE4: name + _packed(AF_INET, values.ipv4),
-        SET_SOURCE6: name + _packed(AF_INET6, values.ipv6),
-        SET_EGRESS: name,
-        SET_CONNECTIONS: name,
-    }
     batch = [("begin the nftables transaction", _boundary(_NFNL_MSG_BATCH_BEGIN))]
-    for name_of_set in sets:
-        element = {"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", keys[name_of_set])]})]}
-        message = _bytes(
-            nft_set_elem_list_msg(),
-            _NFNL_SUBSYS_NFTABLES << 8 | (_NFT_MSG_NEWSETELEM if add else _NFT_MSG_DESTROYSETELEM),
-            NLM_F_REQUEST | (NLM_F_CREATE if add else 0),
-            {"nfgen_family": _NFPROTO_INET},
-            [
-                ("NFTA_SET_ELEM_LIST_TABLE", names.table_name(node)),
-                ("NFTA_SET_ELEM_LIST_SET", name_of_set),
-                ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
-            ],
-        )
-        batch.append((f"{'add to' if add else 'destroy in'} nftables set {name_of_set}", message))
+    for name in destroy:
+        element = _element(values, node, name, _NFT_MSG_DESTROYSETELEM, NLM_F_REQUEST)
+        batch.append((f"destroy in nftables set {name}", element))
+    for name in add:
+        element = _element(values, node, name, _NFT_MSG_NEWSETELEM, NLM_F_REQUEST | NLM_F_CREATE)
+        batch.append((f"add to nftables set {name}", element))
     batch.append(("commit the nftables transaction", _boundary(_NFNL_MSG_BATCH_END)))
     return batch
+
+
+def _element(values: Values, node: str, name: str, kind: int, flags: int) -> bytes:
+    key = values.ifname.encode().ljust(16, b"\0")
+    if name == SET_SOURCE4:
+        key += socket.inet_pton(AF_INET, values.ipv4)
+    elif name == SET_SOURCE6:
+        key += socket.inet_pton(AF_INET6, values.ipv6)
+    element = {"attrs": [("NFTA_SET_ELEM_KEY", {"attrs": [("NFTA_DATA_VALUE", key)]})]}
+    attributes = [
+        ("NFTA_SET_ELEM_LIST_TABLE", names.table_name(node)),
+        ("NFTA_SET_ELEM_LIST_SET", name),
+        ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
+    ]
+    family = {"nfgen_family": _NFPROTO_INET}
+    return _bytes(nft_set_elem_list_msg(), _NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes)
 
 
 def forget_connections(values: Values) -> list[Message]:
@@ -295,7 +307,3 @@ def forget_connections(values: Values) -> list[Message]:
 
 def _boundary(kind: int) -> bytes:
     return _bytes(nft_gen_msg(), kind, NLM_F_REQUEST, {"res_id": _NFNL_SUBSYS_NFTABLES}, [])
-
-
-def _packed(family: int, address: str) -> bytes:
-    return socket.inet_pton(family, address)

@@ -10,6 +10,7 @@ import errno
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 from agentos_native.network import ruleset
@@ -21,6 +22,10 @@ from agentos_native.network.templates import Template, Templates
 _IFLA_IFNAME: Final = 3
 _IFLA_IFALIAS: Final = 20
 _IFINFOMSG_BYTES: Final = 16
+_NFGENMSG_BYTES: Final = 4
+_NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
+_NFTA_SET_ELEM_KEY: Final = 1
+_IFNAMSIZ: Final = 16
 _NFT: Final = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft")
 _NFT_SECONDS: Final = 60
 
@@ -121,10 +126,6 @@ class HostSide:
         """The agent's elements: its source addresses, and the way out when its mode is egress. May be repeated."""
         self.netfilter(self.templates.admit[mode], values)
 
-    def revoke_egress(self, values: Fields) -> None:
-        """Idempotent."""
-        self.netfilter(self.templates.revoke_egress, values)
-
     def expel(self, values: Fields) -> None:
         """All of the agent's elements. Idempotent."""
         try:
@@ -161,6 +162,15 @@ class HostSide:
                     found[index] = texts.get(_IFLA_IFALIAS, "")
         return found
 
+    def elements(self) -> set[int]:
+        """Machine-wide index of every agent that has an element in some set of the node's table."""
+        found: set[int | None] = set()
+        for made in self.templates.list_elements:
+            with self._netfilter_lock:
+                for body in self._netfilter.dump(made.data, made.steps[0]):
+                    found.update(index_of(name) for name in _element_names(body))
+        return {index for index in found if index is not None}
+
     # -- sockets --
 
     def route(self, template: Template, values: Fields) -> None:
@@ -179,6 +189,18 @@ def _texts(body: bytes) -> dict[int, str]:
         for kind, value in attributes(body, _IFINFOMSG_BYTES)
         if kind in (_IFLA_IFNAME, _IFLA_IFALIAS)
     }
+
+
+def _element_names(body: bytes) -> Iterator[str]:
+    """The interface name that each key starts with, from the body of an NFT_MSG_NEWSETELEM (four levels of nesting)."""
+    for kind, listed in attributes(body, _NFGENMSG_BYTES):
+        if kind != _NFTA_SET_ELEM_LIST_ELEMENTS:
+            continue
+        for _, element in attributes(listed, 0):
+            for kind_inside, key in attributes(element, 0):
+                if kind_inside == _NFTA_SET_ELEM_KEY:
+                    for _, value in attributes(key, 0):
+                        yield value[:_IFNAMSIZ].rstrip(b"\0").decode(errors="replace")
 
 
 def _nft(text: str) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from agentos_native.errors import AgentosError
-from agentos_native.network import failures, forwarding
+from agentos_native.network import encode, failures, forwarding, leftovers
 from agentos_native.network.addressing import (
     GATEWAY_IPV4,
     GATEWAY_IPV6,
@@ -39,7 +39,7 @@ from agentos_native.network.host import Fields, HostSide, NftError
 from agentos_native.network.netlink import NetlinkError, send
 from agentos_native.network.netns import NamespaceMaker
 from agentos_native.network.ruleset import CONNECTIONS_PER_AGENT
-from agentos_native.network.templates import fields_of
+from agentos_native.network.templates import fields_of, template
 
 _log = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class NodeNetwork:
         self._block = block
         self._connections = connections
         self._maker = NamespaceMaker()
+        self._loopback = template(lambda _: encode.loopback())
         self._host: HostSide | None = None
         self._unavailable: AgentosError | None = None
         self._lock = threading.Lock()
@@ -100,6 +101,8 @@ class NodeNetwork:
         self._unavailable = None
         try:
             self._open()
+            with _stage("sweep", f"node {self._node}"):
+                leftovers.sweep(self._opened(), self._block)
         except AgentosError as error:
             if required:
                 raise
@@ -110,6 +113,7 @@ class NodeNetwork:
         try:
             if self._host is None:
                 self._host = HostSide(self._node, self._block)
+            leftovers.refuse_other_block(self._host.links(), self._node, self._block)
             self._load_table(self._host)
         except NftError as error:
             hint = failures.NO_NFT if error.errno == errno.ENOENT else failures.NO_NFTABLES
@@ -188,8 +192,10 @@ class NodeNetwork:
         own = self._checked(slot, agent_id, mode)
         where = f"agent {agent_id}"
         if mode == "none":
-            return self._create_unwired(self._opened(), slot, agent_id)
+            return self._create_unwired(slot, agent_id)
         host = self._ready()
+        if slot in self._live:
+            raise AgentosError("network", f"slot {slot} belongs to agent {self._live[slot][0]} already", where)
         values = fields_of(own, agent_id)
         with contextlib.ExitStack() as undo:
             self._prepare(mode, where)
@@ -230,8 +236,6 @@ class NodeNetwork:
         self._prepare(mode, where)
         with _stage("adopt", where):
             self._admit(host, slot, agent_id, mode, values)
-            if mode != "egress":
-                host.revoke_egress(values)
             host.configure_host_end(values)
         return self._attachment(own, slot, agent_id, mode, -1)
 
@@ -241,12 +245,15 @@ class NodeNetwork:
         Raises:
             AgentosError: ``network``; what could be removed is, and a second call continues.
         """
-        host = self._ready()
+        host = self._host
+        if host is None:
+            return  # never open, so there is nothing of this process; and nothing to remove it with
         values = fields_of(addresses(self._block, slot))
         with _stage("destroy", f"slot {slot}"):
             host.delete_link(values)
-            self._forget(host, slot, values)
-            host.forget_connections(values)
+            if self._unavailable is None:
+                self._forget(host, slot, values)
+                host.forget_connections(values)
 
     def found(self) -> dict[int, str]:
         """slot → agent id of every wire of this node on the host, whoever made it; those of other blocks are left
@@ -263,14 +270,14 @@ class NodeNetwork:
 
     # -- steps --
 
-    def _create_unwired(self, host: HostSide, slot: int, agent_id: str) -> Attachment:
+    def _create_unwired(self, slot: int, agent_id: str) -> Attachment:
         where = f"agent {agent_id}"
         with _stage("netns", where):
             namespace = self._maker.make()
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, namespace.fd)
             with namespace.channel, _stage("agent", where):
-                send(namespace.channel, host.templates.loopback, {})
+                send(namespace.channel, self._loopback, {})
             undo.pop_all()
         return Attachment(slot, agent_id, "none", namespace.fd)
 

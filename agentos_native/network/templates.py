@@ -12,13 +12,14 @@ import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from agentos_native.network import encode
 from agentos_native.network.addressing import DOOMED, Addresses
 from agentos_native.network.encode import Message, Values
 from agentos_native.network.netlink import NLM_F_ACK
-from agentos_native.network.ruleset import SET_CONNECTIONS, SET_EGRESS, SET_SOURCE4, SET_SOURCE6
+from agentos_native.network.ruleset import SET_EGRESS, SET_SOURCE4, SET_SOURCE6, SETS
 
 _HEADER: Final = struct.Struct("=LHHLL")
 
@@ -115,11 +116,14 @@ def template(build: Callable[[Values], list[Message]]) -> Template:
     return made
 
 
+def _list_elements(node: str, name: str, _: Values) -> list[Message]:
+    return encode.list_elements(node, name)
+
+
 class Templates:
     """All batches of one node."""
 
     def __init__(self, node: str, group: int) -> None:
-        self.loopback = template(lambda _: encode.loopback())
         self.link = template(lambda values: encode.link(values, group))
         self.host_end = template(lambda values: encode.host_end(values, node))
         self.agent_end = template(encode.agent_end)
@@ -130,17 +134,14 @@ class Templates:
         self.get_link = template(encode.get_link)
         self.list_links = template(lambda _: encode.list_links())
         self.list_rules = template(lambda _: encode.list_rules(node))
+        self.list_elements = [template(partial(_list_elements, node, name)) for name in SETS]
         source = (SET_SOURCE4, SET_SOURCE6)
+        # "isolated" takes a way out away that a crash may have left, or that the agent had under another spec.
         self.admit = {
-            "isolated": self._elements(node, source, add=True),
-            "egress": self._elements(node, (*source, SET_EGRESS), add=True),
+            "isolated": template(lambda values: encode.elements(values, node, add=source, destroy=(SET_EGRESS,))),
+            "egress": template(lambda values: encode.elements(values, node, add=(*source, SET_EGRESS))),
         }
-        self.expel = self._elements(node, (*source, SET_EGRESS, SET_CONNECTIONS), add=False)
-        self.revoke_egress = self._elements(node, (SET_EGRESS,), add=False)
-
-    @staticmethod
-    def _elements(node: str, sets: tuple[str, ...], *, add: bool) -> Template:
-        return template(lambda values: encode.elements(values, node, sets, add=add))
+        self.expel = template(lambda values: encode.elements(values, node, destroy=SETS))
 
 
 def fields_of(own: Addresses, agent_id: str = "", netns_fd: int = 0) -> dict[str, bytes]:
