@@ -1,1 +1,13 @@
-"""Images: unpacked root filesystems, known by digest, mounted as file descriptors."""
+"""Images: unpacked root filesystems, known by digest, mounted as file descriptors.
+
+`ImageStore` imports and keeps them, and gives an agent its root filesystem; `resolve_user` looks a user up in one;
+`volume_mount` is the same kind of mount for a directory of the host. See `store` for what is on disk and `worker` for
+how untrusted archives are unpacked.
+"""
+
+from agentos_native.images.model import Image, ImageConfig, Limits, Progress
+from agentos_native.images.store import ImageStore
+from agentos_native.images.users import resolve_user
+from agentos_native.images.volume import volume_mount
+
+__all__ = ["Image", "ImageConfig", "ImageStore", "Limits", "Progress", "resolve_user", "volume_mount"]

@@ -1,0 +1,184 @@
+"""A directory of the host as entries of an image: the same kind of stream that `archive` makes of a tar.
+
+It is read as it stands: what is mounted in it stays out, and files that change meanwhile are taken as they are read.
+Links are never followed, so a directory that someone else may write to gives at worst a wrong image, never a file
+from elsewhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import Final
+
+from agentos_native.errors import AgentosError
+from agentos_native.images.archive import DEVICE_HINT, Entry, check_path, hostile, show
+from agentos_native.images.confine import ID_RANGE
+from agentos_native.images.model import Limits
+from agentos_native.images.stream import CHUNK
+from agentos_native.images.writer import STRICT, Data, TreeWriter
+from agentos_native.kernel.openat2 import openat2
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class DirectoryReader:
+    """Feeds what is below the directory fd `root` to a `TreeWriter`."""
+
+    def __init__(self, root: int, limits: Limits) -> None:
+        self._root = root
+        self._limits = limits
+        self._links: dict[tuple[int, int], bytes] = {}
+        self._buffer = memoryview(bytearray(CHUNK))
+        self._skipped: list[str] = []
+
+    def copy(self, writer: TreeWriter) -> None:
+        """Add everything to `writer`.
+
+        Raises:
+            AgentosError: as `TreeWriter.add`, ``hostile-archive`` for device nodes and ids over 65535,
+            ``source-not-read``.
+        """
+        waiting = [b""]
+        while waiting:
+            path = waiting.pop()
+            try:
+                descriptor = openat2(self._root, path or b".", _READ | os.O_DIRECTORY, resolve=STRICT)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise _unreadable(path, error) from None
+                self._skipped.append(f"left out what is mounted at {show(path)}")
+                continue
+            try:
+                if not path:
+                    writer.add(self._entry(b"", os.fstat(descriptor), "directory", descriptor))
+                waiting += self._copy_one(writer, path, descriptor)
+            finally:
+                os.close(descriptor)
+
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        return tuple(self._skipped[:20]) + ((f"and {len(self._skipped) - 20} more",) if len(self._skipped) > 20 else ())
+
+    def _copy_one(self, writer: TreeWriter, path: bytes, directory: int) -> list[bytes]:
+        below = []
+        for name in sorted(map(os.fsencode, os.listdir(directory))):
+            full = check_path(path + b"/" + name if path else name, self._limits)
+            try:
+                status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    below.append(full)
+                self._add(writer, full, name, directory, status)
+            except OSError as error:
+                raise _unreadable(full, error) from None
+        return below
+
+    def _add(self, writer: TreeWriter, path: bytes, name: bytes, directory: int, status: os.stat_result) -> None:
+        kind = stat.S_IFMT(status.st_mode)
+        key = (status.st_dev, status.st_ino)
+        if kind != stat.S_IFDIR and status.st_nlink > 1:
+            first = self._links.setdefault(key, path)
+            if first != path:
+                writer.add(Entry(path=path, kind="hardlink", mode=0, uid=0, gid=0, mtime_ns=0, target=first))
+                return
+        if kind == stat.S_IFLNK:
+            writer.add(self._entry(path, status, "symlink", -1, target=os.readlink(name, dir_fd=directory)))
+        elif kind == stat.S_IFIFO:
+            writer.add(self._entry(path, status, "fifo", -1))
+        elif kind == stat.S_IFSOCK:
+            self._skipped.append(f"left out the socket {show(path)}")
+        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+            raise hostile("a device node", path, DEVICE_HINT)
+        else:
+            flags = _READ | (os.O_DIRECTORY if kind == stat.S_IFDIR else 0)
+            descriptor = os.open(name, flags, dir_fd=directory)
+            try:
+                self._add_opened(writer, path, descriptor, os.fstat(descriptor))
+            finally:
+                os.close(descriptor)
+
+    def _add_opened(self, writer: TreeWriter, path: bytes, descriptor: int, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
+            writer.add(self._entry(path, status, "directory", descriptor))
+        elif stat.S_ISREG(status.st_mode):
+            segments = _segments(descriptor, status.st_size) if status.st_blocks * 512 < status.st_size else None
+            writer.add(
+                self._entry(path, status, "file", descriptor, segments=segments), self._data(descriptor, segments)
+            )
+        else:
+            raise hostile("it was replaced while it was read", path)
+
+    def _data(self, descriptor: int, segments: tuple[tuple[int, int], ...] | None) -> Data:
+        if segments is None:
+            while size := os.readv(descriptor, [self._buffer]):
+                yield self._buffer[:size]
+            return
+        for start, length in segments:
+            position = start
+            while position < start + length:
+                size = os.preadv(descriptor, [self._buffer[: start + length - position]], position)
+                if not size:
+                    raise OSError(errno.EIO, "the file became shorter while it was read")
+                yield self._buffer[:size]
+                position += size
+
+    def _entry(
+        self,
+        path: bytes,
+        status: os.stat_result,
+        kind: str,
+        descriptor: int,
+        *,
+        target: bytes = b"",
+        segments: tuple[tuple[int, int], ...] | None = None,
+    ) -> Entry:
+        if not (status.st_uid < ID_RANGE and status.st_gid < ID_RANGE):
+            hint = "was it unpacked by a rootless tool? import a tar made inside that tool's user namespace instead"
+            raise hostile(f"owner {status.st_uid}:{status.st_gid}; an image has ids 0 to {ID_RANGE - 1}", path, hint)
+        return Entry(
+            path=path,
+            kind=kind,  # type: ignore[arg-type]  # one of Kind, by the callers above
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=status.st_mtime_ns,
+            size=status.st_size if kind == "file" else 0,
+            target=target,
+            segments=segments,
+            xattrs=read_xattrs(descriptor) if descriptor >= 0 else (),
+        )
+
+
+def read_xattrs(descriptor: int) -> tuple[tuple[str, bytes], ...]:
+    """All extended attributes of an open file, by name; none where the filesystem has none."""
+    try:
+        names = os.listxattr(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+            return ()
+        raise
+    return tuple((name, os.getxattr(descriptor, name)) for name in sorted(names))
+
+
+def _segments(descriptor: int, size: int) -> tuple[tuple[int, int], ...]:
+    """The parts of a sparse file that hold data, as (offset, length)."""
+    found = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(descriptor, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                break
+            raise
+        position = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        found.append((start, position - start))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return tuple(found)
+
+
+def _unreadable(path: bytes, error: OSError) -> AgentosError:
+    return AgentosError(
+        "source-not-read", f"the directory cannot be read: {error.strerror}", f"entry {show(path)}, errno {error.errno}"
+    )

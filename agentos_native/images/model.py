@@ -1,0 +1,128 @@
+"""What the store keeps of an image, and the limits of an import. Sizes in bytes, times in seconds since the epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+DEFAULT_COMMAND: Final = ("/bin/sh",)
+"""What runs in an image that names no command of its own: a directory and a plain tar carry no configuration."""
+
+
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a program of the image is started; the words are OCI's.
+
+    `env` holds name and value pairs in order; `user` is as in ``--user`` and is looked up in the image by
+    `resolve_user`.
+    """
+
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    user: str = ""
+    workdir: str = "/"
+    labels: dict[str, str] = {}
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of one image in the store, ``manifests/<hex>.json``.
+
+    The image's digest is taken over `config` and `layers` only (see `store.manifest_digest`), so that the same tree
+    imported twice is the same image; the other fields describe it.
+
+    Args:
+        layers: digests of the trees, lowest first.
+        size: bytes in regular files, hard links counted once.
+        notes: what the import left out, in words.
+    """
+
+    config: ImageConfig
+    layers: tuple[str, ...]
+    created: float
+    size: int
+    entries: int
+    notes: tuple[str, ...] = ()
+
+
+class Image(msgspec.Struct, frozen=True, kw_only=True):
+    """An image as the rest of the program sees it.
+
+    `name` is the name that it was asked for by ("" for a digest); `names` are all that point to it; `layers` are the
+    unpacked trees, lowest first, which nobody may write to.
+    """
+
+    digest: str
+    name: str
+    names: tuple[str, ...]
+    created: float
+    size: int
+    entries: int
+    config: ImageConfig
+    layers: tuple[Path, ...]
+    notes: tuple[str, ...] = ()
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """What one import may use. `ratio`: decompressed to compressed bytes, once more than `ratio_from` bytes have come
+    out.
+
+    A root filesystem compresses to between a third and a tenth; 200 to 1 is only reached by an archive made to fill a
+    disk.
+    """
+
+    entries: int = 1_000_000
+    bytes: int = 64 << 30
+    path: int = 4095
+    name: int = 255
+    xattr_bytes: int = 64 << 10
+    ratio: int = 200
+    ratio_from: int = 256 << 20
+    cpu_seconds: int = 1800
+    memory: int = 1 << 30
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """How far an import is: entries and bytes of file content written so far."""
+
+    entries: int
+    bytes: int
+
+
+class Failed(msgspec.Struct, frozen=True, tag="failed"):
+    """The import failed; `error` is ``AgentosError.to_dict()``."""
+
+    error: dict[str, object]
+
+
+class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
+    """The unpacker is through; `notes` in words."""
+
+    notes: tuple[str, ...]
+
+
+class Measured(msgspec.Struct, frozen=True, tag="measured"):
+    """What the warden found on disk: the only statement about the tree that the store believes."""
+
+    digest: str
+    size: int
+    entries: int
+
+
+Message = Progress | Failed | Unpacked | Measured
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """What the importer asks of a worker; the fds are inherited.
+
+    `source` is an archive (or pipe) or a directory, `tree` the empty directory to fill, `status` the pipe for
+    messages, `parent` the importer's pid, without which the worker does not live.
+    """
+
+    directory: bool
+    source: int
+    tree: int
+    status: int
+    parent: int
+    limits: Limits

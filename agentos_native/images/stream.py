@@ -1,0 +1,235 @@
+"""A byte stream that only goes forward: an archive in a file or pipe, decompressed on the way, with its limits.
+
+A thread reads and decompresses one chunk ahead (zlib, lzma and zstd work outside the interpreter's lock), as a shell's
+``zcat | tar`` would with two processes.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import queue
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from typing import IO, Final, cast
+
+import zstandard
+
+from agentos_native.errors import AgentosError
+from agentos_native.images.model import Limits
+
+CHUNK: Final = 1 << 20
+HEADER_READ_MAX: Final = 1 << 20
+"""More than any extended header needs: pax and GNU long names are held in memory whole."""
+_ZSTD_WINDOW_MAX: Final = 128 << 20
+_LZMA_MEMORY_MAX: Final = 256 << 20
+
+_MAGICS: Final[tuple[tuple[bytes, str], ...]] = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"BZh", "bzip2"),
+    (b"PK\x03\x04", "zip"),
+)
+
+
+def corrupt(what: str, where: str = "") -> AgentosError:
+    """The archive cannot be read."""
+    return AgentosError("invalid-archive", what, where, "was it cut off or damaged on its way? make or fetch it again")
+
+
+def too_large(what: str, hint: str) -> AgentosError:
+    """The archive is beyond a limit of the import."""
+    return AgentosError("image-too-large", what, hint=hint)
+
+
+def _members(chunks: Iterator[bytes], new: Callable[[], zlib._Decompress | lzma.LZMADecompressor]) -> Iterator[bytes]:
+    """Decompress concatenated gzip members or xz streams; zero bytes after one are padding."""
+    decoder = new()
+    fresh = True
+    for chunk in chunks:
+        data = chunk
+        while data:
+            if fresh:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+            fresh = False
+            yield from _drain(decoder, data)
+            if not decoder.eof:
+                break
+            data = decoder.unused_data
+            decoder, fresh = new(), True
+    if not fresh:
+        raise corrupt("the compressed archive ends too early")
+
+
+def _drain(decoder: zlib._Decompress | lzma.LZMADecompressor, data: bytes) -> Iterator[bytes]:
+    """All output for `data`, never more than a few chunks at once however well it was compressed."""
+    while True:
+        output = decoder.decompress(data, CHUNK)
+        if output:
+            yield output
+        if isinstance(decoder, lzma.LZMADecompressor):
+            data = b""
+            if decoder.eof or decoder.needs_input:
+                return
+        else:
+            data = decoder.unconsumed_tail
+            if decoder.eof or (not data and len(output) < CHUNK):
+                return
+
+
+class _Joined:
+    """The chunks as a file object, for zstandard: its reader bounds its output only when it reads its input itself."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks = chunks
+        self._rest = b""
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes; b"" at the end."""
+        data = self._rest or next(self._chunks, b"")
+        self._rest = data[size:]
+        return data[:size]
+
+
+def _zstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    # a stream that ends inside a frame looks like its end here; the missing end of the archive gives it away
+    decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)
+    reader = decoder.stream_reader(cast(IO[bytes], _Joined(chunks)), read_across_frames=True)
+    while output := reader.read(CHUNK):
+        yield output
+
+
+def _decode(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The plain bytes of a stream that begins with `first`, whatever its compression."""
+    kind = next((name for magic, name in _MAGICS if first.startswith(magic)), "")
+    if kind == "gzip":
+        return _members(chunks, lambda: zlib.decompressobj(wbits=31))
+    if kind == "xz":
+        return _members(chunks, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY_MAX))
+    if kind == "zstd":
+        return _zstd(chunks)
+    if kind:
+        raise AgentosError(
+            "unsupported-archive",
+            f"the archive is {kind}",
+            hint="an image is a directory or a tar, plain or as gzip, xz or zstd",
+        )
+    return chunks
+
+
+class Forward:
+    """The archive's plain bytes: enough of a file object for `tarfile` to read headers from, and `blocks` for the rest.
+
+    Seeking back is refused: only a crafted archive asks for it (CVE-2025-8194 is an endless loop of that kind).
+    """
+
+    def __init__(self, descriptor: int, limits: Limits) -> None:
+        self._limits = limits
+        self._taken = 0
+        self._position = 0
+        self._made = 0
+        self._chunk = memoryview(b"")
+        self.last_header = b""
+        """What the last read of one block gave: two blocks of zeros end an archive."""
+        first = os.read(descriptor, CHUNK)
+        raw = self._count(descriptor, first)
+        plain = _decode(first, raw)
+        self._chunks = plain if plain is raw else _ahead(plain)
+
+    def _count(self, descriptor: int, first: bytes) -> Iterator[bytes]:
+        chunk = first
+        while chunk:
+            self._taken += len(chunk)
+            yield chunk
+            chunk = os.read(descriptor, CHUNK)
+
+    def _next(self) -> bool:
+        """Fetch the next chunk; false at the end."""
+        try:
+            chunk = next(self._chunks, b"")
+        except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            raise corrupt(f"the archive cannot be decompressed: {error}", f"after {self._made} bytes") from None
+        self._chunk = memoryview(chunk)
+        self._made += len(chunk)
+        if self._made > max(self._limits.ratio_from, self._limits.ratio * self._taken):
+            raise too_large(
+                f"{self._taken} compressed bytes became more than {self._made}",
+                "that is what an archive made to fill a disk looks like; import it decompressed if it is meant",
+            )
+        if self._made > 2 * self._limits.bytes:
+            raise too_large(f"the archive has more than {2 * self._limits.bytes} bytes", "")
+        return bool(chunk)
+
+    def blocks(self, size: int) -> Iterator[memoryview]:
+        """The next `size` bytes, in pieces without copying.
+
+        Raises:
+            AgentosError: ``invalid-archive``; the stream ends before.
+        """
+        while size:
+            if not self._chunk and not self._next():
+                raise corrupt("the archive ends too early", f"at byte {self._position}")
+            piece = self._chunk[:size]
+            self._chunk = self._chunk[len(piece) :]
+            self._position += len(piece)
+            size -= len(piece)
+            yield piece
+
+    def tell(self) -> int:
+        """Plain bytes read so far."""
+        return self._position
+
+    def seek(self, position: int) -> None:
+        """Skip forward to `position`."""
+        if position < self._position:
+            raise corrupt("a header of the archive points backwards", f"at byte {self._position}")
+        for _ in self.blocks(position - self._position):
+            pass
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes of header data; fewer only at the end of the stream."""
+        if size > HEADER_READ_MAX:
+            raise corrupt(f"a header of the archive has {size} bytes", f"at byte {self._position}")
+        if len(self._chunk) < size:
+            self._join(size)
+        data = bytes(self._chunk[:size])
+        self._chunk = self._chunk[size:]
+        self._position += len(data)
+        self.last_header = data
+        return data
+
+    def _join(self, size: int) -> None:
+        held = bytes(self._chunk)
+        while len(held) < size and self._next():
+            held += self._chunk
+        self._chunk = memoryview(held)
+
+    def drain(self) -> None:
+        """Read to the end of the stream: decoders check their checksums there, and a pipe's writer wants to be read."""
+        while self._next():
+            pass
+        self._chunk = memoryview(b"")
+
+
+def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The same chunks, made in a thread that is at most two ahead."""
+    made: queue.Queue[bytes | BaseException] = queue.Queue(2)
+
+    def run() -> None:
+        try:
+            for chunk in chunks:
+                made.put(chunk)
+        except BaseException as error:
+            made.put(error)
+        else:
+            made.put(b"")
+
+    threading.Thread(target=run, name="decompress", daemon=True).start()
+    while item := made.get():
+        if isinstance(item, BaseException):
+            raise item
+        yield item
