@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from tools.benches.place import Place
+from tools.benches.place import Place, find_program
 from tools.benches.report import Row, judge
 from tools.benches.rounds import MAX_STEAL, read_processor_times, stolen_since
 from tools.benches.service import service
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None]) -> list[Row]:
     """CPU milliseconds of each command, and whether it imports what it must not."""
-    program = [str(Path(sys.executable).parent / "agentos-native")]
+    program = [find_program(str(Path(sys.executable).parent / "agentos-native"), "agentos-native")]
     with service(here, "cli") as running:
         environment = {**os.environ, "AGENTOS_SOCKET": running.socket}
         commands = {"--help": [*program, "--help"], "ps": [*program, "ps"]}

@@ -18,9 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -58,59 +56,6 @@ static double now(void)
     return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
 }
 
-/* ---- the root filesystem: an overlay over an idmapped, read-only image ---- */
-
-static int make_dir(int at, const char *name, unsigned owner)
-{
-    check(mkdirat(at, name, 0755), "mkdir", name);
-    int fd = check(openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open", name);
-    check(fchown(fd, owner, owner), "chown", name);
-    return fd;
-}
-
-static void rootfs_create(const struct floor_config *config, struct floor_start *s)
-{
-    char path[512];
-    unsigned owner = ID_BASE + s->slot * ID_RANGE;
-    struct mount_attr map = {.attr_set = MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY, .userns_fd = (unsigned)s->userns};
-    check(mkdir(s->agent_dir, 0711), "mkdir", s->agent_dir);
-    int agent = check(open(s->agent_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open", s->agent_dir);
-    int upper = make_dir(agent, "upper", owner), work = make_dir(agent, "work", owner), etc = make_dir(upper, "etc", owner);
-    write_at(etc, "hostname", "agent\n");
-    write_at(etc, "hosts", "127.0.0.1 localhost\n");
-    write_at(etc, "resolv.conf", "");
-    int lower = check(open_tree(AT_FDCWD, config->lower, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC), "open_tree", config->lower);
-    check(mount_setattr(lower, "", AT_EMPTY_PATH, &map, sizeof map), "mount_setattr", config->lower);
-    int context = check(fsopen("overlay", FSOPEN_CLOEXEC), "fsopen", "overlay");
-    snprintf(path, sizeof path, "/proc/self/fd/%d", lower);
-    check(fsconfig(context, FSCONFIG_SET_STRING, "lowerdir", path, 0), "fsconfig", "lowerdir");
-    snprintf(path, sizeof path, "/proc/self/fd/%d", upper);
-    check(fsconfig(context, FSCONFIG_SET_STRING, "upperdir", path, 0), "fsconfig", "upperdir");
-    snprintf(path, sizeof path, "/proc/self/fd/%d", work);
-    check(fsconfig(context, FSCONFIG_SET_STRING, "workdir", path, 0), "fsconfig", "workdir");
-    check(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "fsconfig", "create overlay");
-    s->rootfs = check(fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), "fsmount", "overlay");
-    check(mkfifoat(agent, "stdout", 0600), "mkfifo", "stdout");
-    check(mkfifoat(agent, "stderr", 0600), "mkfifo", "stderr");
-    s->out = check(openat(agent, "stdout", O_RDWR | O_CLOEXEC | O_NONBLOCK), "open", "stdout");
-    s->err = check(openat(agent, "stderr", O_RDWR | O_CLOEXEC | O_NONBLOCK), "open", "stderr");
-    s->in = check(open("/dev/null", O_RDONLY | O_CLOEXEC), "open", "/dev/null");
-    for (size_t i = 0; i < 6; i++)
-        close((int[]){agent, upper, work, etc, lower, context}[i]);
-}
-
-static void rootfs_destroy(const struct floor_start *s)
-{
-    static const struct { const char *name; int flags; } left[] = {
-        {"upper/etc/hostname", 0}, {"upper/etc/hosts", 0}, {"upper/etc/resolv.conf", 0}, {"upper/etc", AT_REMOVEDIR},
-        {"upper", AT_REMOVEDIR}, {"work/work", AT_REMOVEDIR}, {"work", AT_REMOVEDIR}, {"stdout", 0}, {"stderr", 0}};
-    int agent = check(open(s->agent_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), "open", s->agent_dir);
-    for (size_t i = 0; i < sizeof left / sizeof *left; i++)
-        check(unlinkat(agent, left[i].name, left[i].flags), "unlink", left[i].name);
-    close(agent);
-    check(rmdir(s->agent_dir), "rmdir", s->agent_dir);
-}
-
 /* ---- the cgroup ---- */
 
 static void cgroup_create(const struct floor_config *config, struct floor_start *s)
@@ -140,7 +85,7 @@ static void one_start(const struct floor_config *config, unsigned slot, struct t
     struct floor_start s = {.slot = slot};
     snprintf(s.agent_dir, sizeof s.agent_dir, "%s/%012x", config->state, slot);
     t->begun = now();
-    s.userns = userns_make(ID_BASE + slot * ID_RANGE);
+    s.userns = userns_make(id_base(&s));
     rootfs_create(config, &s);
     t->rootfs = now();
     cgroup_create(config, &s);
@@ -149,8 +94,8 @@ static void one_start(const struct floor_config *config, unsigned slot, struct t
     t->network = now();
     child_start(config, &s);
     t->executed = now();
-    for (size_t i = 0; i < 7; i++)
-        close((int[]){s.rootfs, s.userns, s.netns, s.cgroup_leaf, s.out, s.err, s.in}[i]);
+    for (size_t i = 0; i < 9; i++)
+        close((int[]){s.rootfs, s.userns, s.netns, s.cgroup_leaf, s.out, s.err, s.in, s.read_out, s.read_err}[i]);
     siginfo_t info;
     check(waitid(P_PIDFD, (id_t)s.pidfd, &info, WEXITED), "waitid", "agent");
     close(s.pidfd);
@@ -227,6 +172,7 @@ int main(int argc, char **argv)
     config.init = check(open(argv[5], O_RDONLY | O_CLOEXEC), "open", argv[5]);
     config.filter = load_filter(argv[6], &config.filter_len);
     config.host_netns = check(open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC), "open", "ns/net");
+    config.empty_mntns = empty_mntns_make();
     struct times *times = mmap(NULL, MAX_STARTS * sizeof *times, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (times == MAP_FAILED)
         die("mmap", "times");

@@ -17,21 +17,27 @@ struct floor_config {
     int init;                 /* O_RDONLY fd of the static init */
     const void *filter;       /* struct sock_filter[] */
     unsigned short filter_len;
-    int host_netns;
+    int host_netns, empty_mntns;
 };
 
 /* One start in flight. */
 struct floor_start {
     unsigned slot;            /* unique among the starts in flight: addresses, ids and names derive from it */
-    int rootfs, userns, netns, cgroup_leaf, out, err, in;
+    int rootfs, userns, netns, cgroup_leaf, in, out, err, read_out, read_err;
     pid_t pid;
     int pidfd;
     char agent_dir[256];
 };
 
+static inline unsigned id_base(const struct floor_start *start) { return ID_BASE + start->slot * ID_RANGE; }
+
 _Noreturn void die(const char *call, const char *what);
 int check(long result, const char *call, const char *what);
 void write_at(int dir, const char *path, const char *text);
+
+/* floor_rootfs.c: private files, overlay, output pipes. */
+void rootfs_create(const struct floor_config *config, struct floor_start *start);
+void rootfs_destroy(const struct floor_start *start);
 
 /* floor_net.c: netns, veth pair with addresses, routes and permanent neighbours; nft elements. */
 void net_open(const struct floor_config *config);
@@ -41,5 +47,6 @@ void net_destroy(const struct floor_config *config, const struct floor_start *st
 /* floor_child.c: the clone and everything up to exec; returns when init has been executed. */
 void child_start(const struct floor_config *config, struct floor_start *start);
 int userns_make(unsigned base);
+int empty_mntns_make(void);
 
 #endif

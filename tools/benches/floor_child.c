@@ -1,8 +1,10 @@
-/* The clone of one start and everything its child does up to the exec of init.
+/* The clone of one start and everything its child does up to the exec of init, call for call what sandbox/plan.py lists.
  *
- * Theory of operation: the child shares the parent's memory (CLONE_VM, a stack of its own), so nothing is copied; the parent waits
- * in read(2) on a close-on-exec status pipe and goes on at end-of-file, which is the exec. The child is still host root while it
- * builds the mounts; it enters the prepared user namespace last. A failing call writes its name into the pipe.
+ * Theory of operation: the worker lets a helper thread run, which enters an empty mount namespace (so that the clone copies no
+ * mounts), clones the child with CLONE_VM|CLONE_VFORK, is suspended until the child has executed init or died, and says so on the
+ * status socket, where the worker waits. Helper and child run on stacks of their own and share the worker's errno, which is safe
+ * since the worker waits meanwhile. The child is host root while it builds the mounts; it enters the prepared user namespace last.
+ * A failing call writes its name to the status socket.
  */
 #define _GNU_SOURCE
 #include "floor.h"
@@ -11,35 +13,44 @@
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/keyctl.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
 #include <linux/seccomp.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The flags that <sched.h> and <linux/sched.h> would otherwise both define. */
+/* <sched.h> and <linux/sched.h> define the same flags, so these two are declared here. */
 int unshare(int);
 int setns(int, int);
+int sched_yield(void);
 
-enum { STACK = 64 * 1024, QUIET = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC };
+enum { STACK = 64 * 1024, CLOSED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC };
 
 struct child {
     const struct floor_config *config;
-    const struct floor_start *start;
-    int status;
+    struct floor_start *start;
+    struct clone_args clone;
+    int status, self;
 };
 
-/* clone3 for a child that runs `function(argument)` on its own stack and never returns. */
+static char stacks[2][STACK] __attribute__((aligned(16)));
+static _Atomic int helper_tid;
+
+/* clone3 for a task that runs `function(argument)` on its own stack and never returns. */
 static long clone_onto_stack(struct clone_args *args, void (*function)(void *), void *argument)
 {
     long result;
@@ -71,28 +82,20 @@ static long clone_onto_stack(struct clone_args *args, void (*function)(void *), 
     return result;
 }
 
-static void *stack_of(void)
-{
-    static void *stack;
-    if (!stack)
-        stack = mmap(NULL, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    return stack;
-}
-
 /* ---- the user namespace: a stub child holds it until its maps are written ---- */
 
 static void stub(void *unused)
 {
     (void)unused;
     for (;;)
-        syscall(SYS_pause);
+        syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
 }
 
 int userns_make(unsigned base)
 {
     char path[64], map[64];
     struct clone_args args = {.flags = CLONE_VM | CLONE_NEWUSER, .exit_signal = SIGCHLD,
-                              .stack = (uintptr_t)stack_of(), .stack_size = STACK};
+                              .stack = (uintptr_t)stacks[1], .stack_size = STACK};
     int pid = check(clone_onto_stack(&args, stub, NULL), "clone3", "CLONE_NEWUSER");
     snprintf(map, sizeof map, "0 %u %u\n", base, ID_RANGE);
     snprintf(path, sizeof path, "/proc/%d/uid_map", pid);
@@ -108,120 +111,142 @@ int userns_make(unsigned base)
 
 /* ---- what runs in the child ---- */
 
+static void tell(const struct child *c, const char *text)
+{
+    syscall(SYS_sendto, c->status, text, strlen(text), MSG_NOSIGNAL, NULL, 0);
+}
+
 static void refuse(const struct child *c, const char *what)
 {
     char line[160];
-    int length = snprintf(line, sizeof line, "%s: errno %d", what, errno);
-    syscall(SYS_write, c->status, line, length);
-    syscall(SYS_exit_group, 1);
+    snprintf(line, sizeof line, "%s: errno %d", what, errno);
+    tell(c, line);
+    for (;;)
+        syscall(SYS_exit, 1);
 }
 
 #define TRY(call) ({ long r_ = (long)(call); if (r_ < 0) refuse(c, #call); r_; })
 
-static int inside(const struct child *c, const char *path)
+static int open_below(int dir, const char *path)
 {
-    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
-    return (int)TRY(syscall(SYS_openat2, c->start->rootfs, path, &how, sizeof how));
+    struct open_how how = {.flags = O_PATH | O_CLOEXEC, .resolve = RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS};
+    return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
 }
 
-/* `options`: "key=value" or a bare flag; NULL ends. Returns the detached mount. */
+static int is_directory(int fd)
+{
+    struct statx st = {0};
+    syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_TYPE, &st);
+    return S_ISDIR(st.stx_mode);
+}
+
+/* `options`: keys and values in turn, NULL ends; an empty value is a flag. Returns the detached mount. */
 static int fresh(const struct child *c, const char *type, const char *const *options, unsigned attributes)
 {
     int context = (int)TRY(fsopen(type, FSOPEN_CLOEXEC));
-    for (; *options; options++) {
-        char key[32];
-        const char *equals = strchr(*options, '=');
-        if (!equals) {
-            TRY(fsconfig(context, FSCONFIG_SET_FLAG, *options, NULL, 0));
-            continue;
-        }
-        memcpy(key, *options, (size_t)(equals - *options));
-        key[equals - *options] = 0;
-        TRY(fsconfig(context, FSCONFIG_SET_STRING, key, equals + 1, 0));
-    }
+    for (; *options; options += 2)
+        TRY(fsconfig(context, *options[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options[0], *options[1] ? options[1] : NULL, 0));
     TRY(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
     int mount = (int)TRY(fsmount(context, FSMOUNT_CLOEXEC, attributes));
     close(context);
     return mount;
 }
 
-static void put_on(const struct child *c, int mount, const char *target)
+/* Attach at a path of the new root, whose missing directories are made. */
+static void attach(const struct child *c, int mount, const char *path)
 {
-    int at = inside(c, target);
-    TRY(move_mount(mount, "", at, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
-    close(at);
-    close(mount);
+    unsigned owner = id_base(c->start);
+    char name[64];
+    is_directory(mount);
+    int dir = (int)TRY(open_below(AT_FDCWD, "/"));
+    for (size_t length; *path; path += length + (path[length] == '/')) {
+        length = strcspn(path, "/");
+        memcpy(name, path, length);
+        name[length] = 0;
+        int next = open_below(dir, name);
+        if (next < 0) {
+            TRY(mkdirat(dir, name, 0755));
+            TRY(fchownat(dir, name, owner, owner, AT_SYMLINK_NOFOLLOW));
+            next = (int)TRY(open_below(dir, name));
+        }
+        close(dir);
+        dir = next;
+    }
+    TRY(move_mount(mount, "", dir, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
+    close(dir);
 }
 
-static void devices(const struct child *c)
+static void devices(const struct child *c, const char *uid, const char *gid, const char *tty)
 {
     static const struct { const char *name; unsigned major, minor; } nodes[] = {
         {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
     static const char *const links[][2] = {{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
                                            {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}};
-    char uid[32], gid[32];
-    snprintf(uid, sizeof uid, "uid=%u", ID_BASE + c->start->slot * ID_RANGE);
-    snprintf(gid, sizeof gid, "gid=%u", ID_BASE + c->start->slot * ID_RANGE);
-    int dev = fresh(c, "tmpfs", (const char *[]){"mode=755", "size=65536", "nr_inodes=64", uid, gid, NULL},
+    int dev = fresh(c, "tmpfs", (const char *[]){"mode", "755", "size", "64k", "nr_inodes", "64", "uid", uid, "gid", gid, NULL},
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
     for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
         TRY(mknodat(dev, nodes[i].name, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)));
-        TRY(fchmodat(dev, nodes[i].name, 0666, 0));
+        TRY(fchownat(dev, nodes[i].name, id_base(c->start), id_base(c->start), AT_SYMLINK_NOFOLLOW));
     }
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         TRY(symlinkat(links[i][0], dev, links[i][1]));
-    TRY(mkdirat(dev, "pts", 0755));
-    TRY(mkdirat(dev, "shm", 0755));
-    TRY(mkdirat(dev, "mqueue", 0755));
-    put_on(c, dev, "dev");
-    put_on(c, fresh(c, "devpts", (const char *[]){"newinstance", "ptmxmode=0666", "mode=0620", uid, gid, NULL},
+    attach(c, dev, "dev");
+    attach(c, fresh(c, "devpts", (const char *[]){"newinstance", "", "ptmxmode", "0666", "mode", "0620", "gid", tty, NULL},
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), "dev/pts");
-    put_on(c, fresh(c, "tmpfs", (const char *[]){"mode=1777", "size=67108864", uid, gid, NULL}, QUIET), "dev/shm");
-    put_on(c, fresh(c, "mqueue", (const char *[]){NULL}, QUIET), "dev/mqueue");
+    attach(c, fresh(c, "tmpfs", (const char *[]){"mode", "1777", "size", "67108864", "uid", uid, "gid", gid, NULL}, CLOSED), "dev/shm");
+    attach(c, fresh(c, "mqueue", (const char *[]){NULL}, CLOSED), "dev/mqueue");
 }
 
-static void kernel_files(const struct child *c)
+/* Mount a copy of `directory` or `file` (by what is there), or with -1 of the path itself, over a path that may be missing. */
+static void cover(const struct child *c, const char *path, int directory, int file, unsigned attributes)
 {
-    static const char *const read_only[] = {"proc/sys", "proc/bus", "proc/fs", "proc/irq", "proc/sysrq-trigger"};
-    static const char *const masked_files[] = {"proc/kcore", "proc/keys", "proc/timer_list", "proc/kmsg"};
-    static const char *const masked_dirs[] = {"proc/acpi", "proc/scsi", "sys/firmware"};
+    struct mount_attr attr = {.attr_set = attributes};
+    int target = open_below(AT_FDCWD, path);
+    if (target < 0)
+        return;
+    int source = is_directory(target) ? directory : file;
+    int tree = (int)TRY(open_tree(source < 0 ? target : source, "", AT_EMPTY_PATH | OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC));
+    TRY(mount_setattr(tree, "", AT_EMPTY_PATH, &attr, sizeof attr));
+    TRY(move_mount(tree, "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
+    close(tree);
+    close(target);
+}
+
+static void kernel_trees(const struct child *c)
+{
+    static const char *const masked[] = {
+        "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+        "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"};
+    static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
     const char *const none[] = {NULL};
-    struct mount_attr ro = {.attr_set = MOUNT_ATTR_RDONLY};
-    struct stat unused;
-    put_on(c, fresh(c, "proc", none, QUIET), "proc");
-    put_on(c, fresh(c, "sysfs", none, QUIET | MOUNT_ATTR_RDONLY), "sys");
-    put_on(c, fresh(c, "cgroup2", none, QUIET | MOUNT_ATTR_RDONLY), "sys/fs/cgroup");
-    for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
-        if (fstatat(c->start->rootfs, read_only[i], &unused, 0) < 0)
-            continue;
-        int at = inside(c, read_only[i]);
-        int copy = (int)TRY(open_tree(at, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH));
-        TRY(mount_setattr(copy, "", AT_EMPTY_PATH, &ro, sizeof ro));
-        put_on(c, copy, read_only[i]);
-        close(at);
-    }
-    int null = inside(c, "dev/null");
-    for (size_t i = 0; i < sizeof masked_files / sizeof *masked_files; i++)
-        if (fstatat(c->start->rootfs, masked_files[i], &unused, 0) == 0)
-            put_on(c, (int)TRY(open_tree(null, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH)), masked_files[i]);
-    for (size_t i = 0; i < sizeof masked_dirs / sizeof *masked_dirs; i++)
-        if (fstatat(c->start->rootfs, masked_dirs[i], &unused, 0) == 0)
-            put_on(c, fresh(c, "tmpfs", (const char *[]){"size=4096", "nr_inodes=2", NULL}, QUIET | MOUNT_ATTR_RDONLY), masked_dirs[i]);
-    close(null);
+    attach(c, fresh(c, "proc", none, CLOSED), "proc");
+    attach(c, fresh(c, "sysfs", none, CLOSED | MOUNT_ATTR_RDONLY), "sys");
+    attach(c, fresh(c, "cgroup2", none, CLOSED | MOUNT_ATTR_RDONLY), "sys/fs/cgroup");
+    int empty = fresh(c, "tmpfs", (const char *[]){"mode", "555", "nr_inodes", "2", "size", "4k", NULL}, CLOSED | MOUNT_ATTR_RDONLY);
+    int null = (int)TRY(open_below(AT_FDCWD, "/dev/null"));
+    for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
+        cover(c, masked[i], empty, null, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC);
+    for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++)
+        cover(c, read_only[i], -1, -1, CLOSED | MOUNT_ATTR_RDONLY);
 }
 
 static void new_root(const struct child *c)
 {
-    TRY(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
+    struct mount_attr quiet = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
+    char uid[16], tty[16];
+    snprintf(uid, sizeof uid, "%u", id_base(c->start));
+    snprintf(tty, sizeof tty, "%u", id_base(c->start) + 5);
     TRY(move_mount(c->start->rootfs, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH));
-    devices(c);
-    kernel_files(c);
     TRY(fchdir(c->start->rootfs));
     TRY(syscall(SYS_pivot_root, ".", "."));
     TRY(umount2(".", MNT_DETACH));
+    TRY(chdir("/"));
+    TRY(mount_setattr(AT_FDCWD, "/", 0, &quiet, sizeof quiet));
+    devices(c, uid, uid, tty);
+    kernel_trees(c);
 }
 
-static void give_up_privilege(const struct child *c)
+static void identity(const struct child *c)
 {
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct empty[2] = {{0}};
@@ -230,63 +255,144 @@ static void give_up_privilege(const struct child *c)
     TRY(syscall(SYS_setgroups, 0, NULL));
     TRY(syscall(SYS_setresgid, 0, 0, 0));
     TRY(syscall(SYS_setresuid, 0, 0, 0));
-    for (int capability = 0; prctl(PR_CAPBSET_READ, capability) >= 0; capability++)
-        TRY(prctl(PR_CAPBSET_DROP, capability));
+    TRY(prctl(PR_SET_PDEATHSIG, SIGKILL));
+    if (syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, 0) < 0 && errno != ENOSYS)
+        refuse(c, "keyctl");
+    for (int capability = 0; prctl(PR_CAPBSET_DROP, capability) == 0; capability++) {}
     TRY(prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0));
     TRY(syscall(SYS_capset, &header, empty));
     TRY(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
 }
 
-static void run(void *argument)
+static void surroundings(const struct child *c)
+{
+    const struct floor_start *s = c->start;
+    char directory[4096];
+    TRY(setsid());
+    umask(022);
+    TRY(dup3(s->in, 0, 0));
+    TRY(dup3(s->out, 1, 0));
+    TRY(dup3(s->err, 2, 0));
+    TRY(close_range(3, ~0U, CLOSE_RANGE_CLOEXEC));
+    TRY(chdir("/"));
+    TRY(syscall(SYS_getcwd, directory, sizeof directory));
+}
+
+static void reset_signals(const struct child *c)
+{
+    struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } initial = {0};
+    uint64_t none = 0;
+    for (int number = 1; number <= 64; number++)
+        if (number != SIGKILL && number != SIGSTOP)
+            TRY(syscall(SYS_rt_sigaction, number, &initial, NULL, sizeof none));
+    TRY(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &none, NULL, sizeof none));
+}
+
+static void execute(const struct child *c)
 {
     static char *const argv[] = {"init", "--", "/bin/true", NULL}, *const env[] = {"PATH=/bin", NULL};
-    const struct child *c = argument;
-    const struct floor_start *s = c->start;
     struct sock_fprog filter = {c->config->filter_len, (void *)(uintptr_t)c->config->filter};
-    char directory[4096];
+    struct pollfd parent = {.fd = c->self, .events = POLLIN};
+    struct timespec now = {0};
+    struct statx st;
+    TRY(syscall(SYS_statx, AT_FDCWD, argv[2], 0, STATX_TYPE, &st));
+    TRY(syscall(SYS_faccessat, AT_FDCWD, argv[2], X_OK));
+    TRY(syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &(uint64_t[2]){1024, 4096}, NULL));
+    reset_signals(c);
+    TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter));
+    TRY(syscall(SYS_ppoll, &parent, 1, &now, NULL, 0));
+    TRY(prctl(PR_SET_PDEATHSIG, 0));
+    TRY(syscall(SYS_execveat, c->config->init, "", argv, env, AT_EMPTY_PATH));
+}
+
+static void run(void *argument)
+{
+    const struct child *c = argument;
     TRY(prctl(PR_SET_PDEATHSIG, SIGKILL));
-    TRY(prctl(PR_SET_DUMPABLE, 0));
-    TRY(setns(s->netns, CLONE_NEWNET));
+    tell(c, "born");
+    umask(0);
+    TRY(syscall(SYS_prlimit64, 0, RLIMIT_CORE, &(uint64_t[2]){0, 0}, NULL));
+    TRY(setns(c->start->netns, CLONE_NEWNET));
     TRY(unshare(CLONE_NEWCGROUP));
     TRY(sethostname("agent", 5));
     new_root(c);
-    give_up_privilege(c);
-    TRY(setrlimit(RLIMIT_CORE, &(struct rlimit){0, 0}));
-    TRY(setsid());
-    TRY(dup2(s->in, 0));
-    TRY(dup2(s->out, 1));
-    TRY(dup2(s->err, 2));
-    TRY(chdir("/"));
-    TRY(syscall(SYS_getcwd, directory, sizeof directory));
-    TRY(dup2(c->config->init, 3));
-    TRY(fcntl(3, F_SETFD, FD_CLOEXEC));
-    TRY(dup3(c->status, 4, O_CLOEXEC));
-    TRY(close_range(5, ~0U, 0));
-    umask(022);
-    sigset_t nothing = {0};
-    TRY(syscall(SYS_rt_sigprocmask, SIG_SETMASK, &nothing, NULL, 8));
-    TRY(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter));
-    TRY(syscall(SYS_execveat, 3, "", argv, env, AT_EMPTY_PATH));
+    identity(c);
+    surroundings(c);
+    execute(c);
+}
+
+static void helper(void *argument)
+{
+    struct child *c = argument;
+    TRY(setns(c->config->empty_mntns, CLONE_NEWNS));
+    TRY(clone_onto_stack(&c->clone, run, c));
+    tell(c, "released");
+    for (;;)
+        syscall(SYS_exit, 0);
+}
+
+/* ---- what runs in the worker ---- */
+
+/* A mount namespace in which there is nothing but an empty tmpfs. */
+int empty_mntns_make(void)
+{
+    int ready[2], context, root;
+    char path[64];
+    check(pipe2(ready, O_CLOEXEC), "pipe2", "empty mount namespace");
+    pid_t pid = check(fork(), "fork", "empty mount namespace");
+    if (pid == 0) {
+        check(unshare(CLONE_NEWNS), "unshare", "CLONE_NEWNS");
+        check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "mount", "/");
+        context = check(fsopen("tmpfs", FSOPEN_CLOEXEC), "fsopen", "tmpfs");
+        check(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "fsconfig", "tmpfs");
+        root = check(fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY), "fsmount", "tmpfs");
+        check(move_mount(root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount", "/");
+        check(fchdir(root), "fchdir", "/");
+        check(syscall(SYS_pivot_root, ".", "."), "pivot_root", ".");
+        check(umount2(".", MNT_DETACH), "umount2", ".");
+        check(write(ready[1], "", 1), "write", "ready");
+        for (;;)
+            pause();
+    }
+    close(ready[1]);
+    if (read(ready[0], path, 1) != 1)
+        die("read", "empty mount namespace");
+    close(ready[0]);
+    snprintf(path, sizeof path, "/proc/%d/ns/mnt", pid);
+    int fd = check(open(path, O_RDONLY | O_CLOEXEC), "open", path);
+    kill(pid, SIGKILL);
+    check(waitpid(pid, NULL, 0), "waitpid", "empty mount namespace");
+    return fd;
 }
 
 void child_start(const struct floor_config *config, struct floor_start *start)
 {
-    int status[2];
-    char failure[256];
-    check(pipe2(status, O_CLOEXEC), "pipe2", "status");
-    struct child child = {config, start, status[1]};
-    struct clone_args args = {
-        .flags = CLONE_VM | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_INTO_CGROUP | CLONE_PIDFD
-                 | CLONE_CLEAR_SIGHAND,
-        .pidfd = (uintptr_t)&start->pidfd, .exit_signal = SIGCHLD, .cgroup = (unsigned)start->cgroup_leaf,
-        .stack = (uintptr_t)stack_of(), .stack_size = STACK};
-    start->pid = check(clone_onto_stack(&args, run, &child), "clone3", "agent");
-    close(status[1]);
-    ssize_t size = read(status[0], failure, sizeof failure - 1);
-    close(status[0]);
-    if (size) {
-        failure[size > 0 ? size : 0] = 0;
-        errno = 0;
-        die("child", failure);
+    static int status[2] = {-1, -1}, self = -1;
+    uint64_t all = ~0ULL, before;
+    char answer[256];
+    if (self < 0) {
+        check(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, status), "socketpair", "status");
+        self = check(syscall(SYS_pidfd_open, getpid(), 0), "pidfd_open", "self");
     }
+    struct child child = {config, start, {
+        .flags = CLONE_VM | CLONE_VFORK | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_INTO_CGROUP | CLONE_PIDFD
+                 | CLONE_PARENT_SETTID | CLONE_CLEAR_SIGHAND,
+        .pidfd = (uintptr_t)&start->pidfd, .parent_tid = (uintptr_t)&start->pid, .exit_signal = SIGCHLD,
+        .cgroup = (unsigned)start->cgroup_leaf, .stack = (uintptr_t)stacks[1], .stack_size = STACK}, status[1], self};
+    struct clone_args thread = {
+        .flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_CHILD_CLEARTID,
+        .child_tid = (uintptr_t)&helper_tid, .stack = (uintptr_t)stacks[0], .stack_size = STACK};
+    while (helper_tid)
+        sched_yield();
+    helper_tid = 1;
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
+    check(clone_onto_stack(&thread, helper, &child), "clone3", "helper");
+    syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof before);
+    do {
+        ssize_t size = check(recv(status[0], answer, sizeof answer - 1, 0), "recv", "status");
+        answer[size] = 0;
+        errno = 0;
+        if (strcmp(answer, "born") && strcmp(answer, "released"))
+            die("child", answer);
+    } while (strcmp(answer, "released"));
 }

@@ -1,7 +1,7 @@
 /* The network of one start, with raw netlink: a namespace, a routed veth pair (IPv4 and IPv6), elements of nft sets.
  *
- * Two rtnetlink batches (one socket in the host's namespace, one made inside the new one) and one nfnetlink batch. Each message
- * asks for its acknowledgement, as the product's do, and any refusal ends the program: a floor that skips work is none.
+ * Two rtnetlink batches (one socket in the host's namespace, one made inside the new one) and one nfnetlink batch. The last message
+ * of each asks for an acknowledgement, as the product's do, and any refusal ends the program: a floor that skips work is none.
  */
 #define _GNU_SOURCE
 #include "floor.h"
@@ -24,13 +24,13 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { HOST_INDEX = 100000, PEER_INDEX = 2 };
+enum { HOST_INDEX = 100000, PEER_INDEX = 2, GROUP = 0x666c0000 };
 
 struct batch {
     _Alignas(8) unsigned char bytes[4096];
     size_t used;
-    unsigned acks;
-    struct nlmsghdr *message;
+    unsigned count;
+    struct nlmsghdr *message, *last; /* the one that is being written, and the last one that is answered */
 };
 
 static int host_route, host_nft;
@@ -52,9 +52,9 @@ static void *begin(struct batch *b, unsigned type, unsigned flags, size_t header
     b->message = put(b, NLMSG_HDRLEN);
     b->message->nlmsg_type = (uint16_t)type;
     b->message->nlmsg_flags = (uint16_t)(NLM_F_REQUEST | flags);
-    b->message->nlmsg_seq = b->acks;
-    if (flags & NLM_F_ACK)
-        b->acks++;
+    b->message->nlmsg_seq = ++b->count;
+    if (type != NFNL_MSG_BATCH_END)
+        b->last = b->message;
     return put(b, header);
 }
 
@@ -89,19 +89,21 @@ static void attr_text(struct batch *b, unsigned type, const char *text) { attr(b
 static void exchange(int fd, struct batch *b, const char *what)
 {
     _Alignas(8) unsigned char reply[16384];
+    b->last->nlmsg_flags |= NLM_F_ACK;
     check(send(fd, b->bytes, b->used, 0), "send", what);
-    for (unsigned seen = 0; seen < b->acks;) {
+    for (;;) {
         ssize_t size = check(recv(fd, reply, sizeof reply, 0), "recv", what);
         for (struct nlmsghdr *m = (void *)reply; NLMSG_OK(m, (size_t)size); m = NLMSG_NEXT(m, size)) {
+            const struct nlmsgerr *e = NLMSG_DATA(m);
             if (m->nlmsg_type != NLMSG_ERROR)
                 continue;
-            const struct nlmsgerr *e = NLMSG_DATA(m);
+            errno = -e->error;
             if (e->error) {
-                errno = -e->error;
                 fprintf(stderr, "floor: message %u of %s\n", m->nlmsg_seq, what);
                 die("netlink", what);
             }
-            seen++;
+            if (m->nlmsg_seq == b->last->nlmsg_seq)
+                return;
         }
     }
 }
@@ -139,12 +141,21 @@ static void derive(struct addresses *a, unsigned slot)
 
 /* ---- rtnetlink ---- */
 
+/* Otherwise a veth has one for each processor. */
+static void one_queue(struct batch *b)
+{
+    attr_u32(b, IFLA_NUM_TX_QUEUES, 1);
+    attr_u32(b, IFLA_NUM_RX_QUEUES, 1);
+}
+
 static void link_create(struct batch *b, const struct addresses *a, int netns)
 {
-    struct ifinfomsg *host = begin(b, RTM_NEWLINK, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof *host);
+    struct ifinfomsg *host = begin(b, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, sizeof *host);
     host->ifi_index = (int)a->host_index;
     attr_text(b, IFLA_IFNAME, a->host_name);
     attr(b, IFLA_ADDRESS, a->host_mac, 6);
+    attr_u32(b, IFLA_GROUP, GROUP);
+    one_queue(b);
     struct nlattr *info = nest(b, IFLA_LINKINFO);
     attr_text(b, IFLA_INFO_KIND, "veth");
     struct nlattr *data = nest(b, IFLA_INFO_DATA), *peer_nest = nest(b, VETH_INFO_PEER);
@@ -153,6 +164,7 @@ static void link_create(struct batch *b, const struct addresses *a, int netns)
     attr_text(b, IFLA_IFNAME, "eth0");
     attr(b, IFLA_ADDRESS, a->peer_mac, 6);
     attr_u32(b, IFLA_NET_NS_FD, (uint32_t)netns);
+    one_queue(b);
     nest_end(b, peer_nest);
     nest_end(b, data);
     nest_end(b, info);
@@ -162,7 +174,7 @@ static void link_create(struct batch *b, const struct addresses *a, int netns)
 /* Up, without an automatic link-local address; `alias` names the owner on the host's side. */
 static void link_up(struct batch *b, uint32_t index, const char *alias)
 {
-    struct ifinfomsg *m = begin(b, RTM_NEWLINK, NLM_F_ACK, sizeof *m);
+    struct ifinfomsg *m = begin(b, RTM_NEWLINK, 0, sizeof *m);
     m->ifi_index = (int)index;
     m->ifi_flags = m->ifi_change = IFF_UP;
     if (alias)
@@ -177,7 +189,7 @@ static void link_up(struct batch *b, uint32_t index, const char *alias)
 static void address(struct batch *b, uint32_t index, int family, const unsigned char *value)
 {
     size_t size = family == AF_INET ? 4 : 16;
-    struct ifaddrmsg *m = begin(b, RTM_NEWADDR, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof *m);
+    struct ifaddrmsg *m = begin(b, RTM_NEWADDR, NLM_F_CREATE | NLM_F_EXCL, sizeof *m);
     m->ifa_family = (uint8_t)family;
     m->ifa_prefixlen = (uint8_t)(size * 8);
     m->ifa_index = index;
@@ -189,7 +201,7 @@ static void address(struct batch *b, uint32_t index, int family, const unsigned 
 
 static void neighbour(struct batch *b, uint32_t index, int family, const unsigned char *value, const unsigned char *mac)
 {
-    struct ndmsg *m = begin(b, RTM_NEWNEIGH, NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE, sizeof *m);
+    struct ndmsg *m = begin(b, RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, sizeof *m);
     m->ndm_family = (uint8_t)family;
     m->ndm_ifindex = (int)index;
     m->ndm_state = NUD_PERMANENT;
@@ -202,7 +214,7 @@ static void neighbour(struct batch *b, uint32_t index, int family, const unsigne
 static void route(struct batch *b, uint32_t index, int family, const unsigned char *to, const unsigned char *gateway)
 {
     size_t size = family == AF_INET ? 4 : 16;
-    struct rtmsg *m = begin(b, RTM_NEWROUTE, NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL, sizeof *m);
+    struct rtmsg *m = begin(b, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, sizeof *m);
     m->rtm_family = (uint8_t)family;
     m->rtm_dst_len = to ? (uint8_t)(size * 8) : 0;
     m->rtm_table = RT_TABLE_MAIN;
@@ -251,7 +263,7 @@ static void nft_edge(struct batch *b, unsigned type)
 static void nft_element(struct batch *b, unsigned op, const char *table, const char *set, const struct addresses *a,
                         const unsigned char *ip, size_t size)
 {
-    unsigned flags = NLM_F_ACK | (op == NFT_MSG_NEWSETELEM ? NLM_F_CREATE : 0);
+    unsigned flags = op == NFT_MSG_NEWSETELEM ? NLM_F_CREATE : 0;
     unsigned char key[IFNAMSIZ + 16] = {0};
     struct nfgenmsg *m = begin(b, NFNL_SUBSYS_NFTABLES << 8 | op, flags, sizeof *m);
     m->nfgen_family = 1; /* NFPROTO_INET */
