@@ -109,7 +109,8 @@ def agent_weights(problem: Problem, solution: Solution) -> Indices:
     )
     wanted_floor = np.where(asleep, floor * factor[group], floor)
     rates = np.maximum(weight * level[group], wanted_floor)
-    unit = _fitting(level, _segment_max(rates, group, count))
+    # sleepers set the scale by what they use now; at worst they are cut to 10000 and short for one tick when they wake
+    unit = _fitting(level, _segment_max(np.where(asleep, solution.share, rates), group, count))
     return _quantise(rates, rates > weight * level[group] * (1 + 1e-9), unit[group])
 
 
@@ -152,8 +153,12 @@ def _margin_level(group: _Siblings, marginal: Indices, slack: float) -> Floats:
     return np.maximum(np.where(np.isfinite(level) & (level > 0), level, if_hungry), TINY)
 
 
-def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats]:
-    """What the kernel must see, in CPUs: rates (K,), which of them are lifted (K,), and the unit of weight 1 (P,)."""
+def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floats]:
+    """What the kernel must see, in CPUs.
+
+    Returns:
+        Rates (K,); which of them are lifted (K,); the unit of weight 1 (P,); the highest rate that sets the scale (P,).
+    """
     count = len(group.budget)
     parent = group.parent
     marginal = _marginal_tier(group)
@@ -186,15 +191,14 @@ def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats]:
     held = _segment_max(np.where(at, group.reserved / np.maximum(rates, TINY), 0.0), parent, count)
     sink = np.where(free, np.clip(held, MARGIN, 1.0), 1.0)
     rates = np.where(at, rates * sink[parent], rates)
-    return rates, lifted, level * sink
+    return rates, lifted, level * sink, _segment_max(np.where(asleep & ~above, group.share, rates), parent, count)
 
 
 def _sibling_weights(group: _Siblings, slack: float) -> Indices:
     count = len(group.budget)
     if len(group.parent) == 0:
         return np.zeros(0, dtype=np.int64)
-    rates, lifted, unit = _rates(group, slack)
-    highest = _segment_max(rates, group.parent, count)
+    rates, lifted, unit, highest = _rates(group, slack)
     unit = _fitting(unit, highest)
     lowest_tier = _segment_max(group.tier.astype(np.float64), group.parent, count)
     somebody_below = lowest_tier > _marginal_tier(group)
