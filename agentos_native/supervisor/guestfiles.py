@@ -15,15 +15,15 @@ def hostname(spec: AgentSpec) -> str:
 
 
 def files(spec: AgentSpec, ipv4: str | None, ipv6: str | None) -> dict[str, bytes]:
-    """Path below the root → content."""
+    """Absolute path inside → content."""
     name = hostname(spec)
     hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     hosts += [f"{address} {name}" for address in (ipv4, ipv6) if address]
     resolv = nameservers() if spec.network == "egress" else []
     return {
-        "etc/hostname": f"{name}\n".encode(),
-        "etc/hosts": ("\n".join(hosts) + "\n").encode(),
-        "etc/resolv.conf": "".join(f"nameserver {server}\n" for server in resolv).encode(),
+        "/etc/hostname": f"{name}\n".encode(),
+        "/etc/hosts": ("\n".join(hosts) + "\n").encode(),
+        "/etc/resolv.conf": "".join(f"nameserver {server}\n" for server in resolv).encode(),
     }
 
 
