@@ -71,17 +71,17 @@ class Applier:
             results.append(outcome)
         return results
 
-    async def delete(self, documents: Sequence[Document]) -> list[ApplyResult]:
+    async def delete(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
         """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent."""
         async with self._lock:
             results = []
             for spec in documents:
                 if isinstance(spec, AgentSpec):
                     for single in replicas(spec):
-                        results.append(await self._delete_agent(single))
+                        results.append(await self._delete_agent(single, dry_run))
             for tenant in documents:
                 if isinstance(tenant, TenantSpec):
-                    results.append(await self.delete_tenant(tenant.name))
+                    results.append(await self.delete_tenant(tenant.name, dry_run=dry_run))
             return results
 
     async def _apply_tenant(self, spec: TenantSpec, dry_run: bool) -> ApplyResult:
@@ -159,14 +159,15 @@ class Applier:
                 number += 1
         return results
 
-    async def _delete_agent(self, spec: AgentSpec) -> ApplyResult:
+    async def _delete_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
         agent = self._host.agents.named(spec.tenant, spec.name)
         if agent is None:
             return _result(spec, "absent")
-        await self._lifecycle.remove(agent, force=True)
+        if not dry_run:
+            await self._lifecycle.remove(agent, force=True)
         return _result(spec, "deleted", agent)
 
-    async def delete_tenant(self, name: str) -> ApplyResult:
+    async def delete_tenant(self, name: str, *, dry_run: bool = False) -> ApplyResult:
         """Forget a tenant's declaration.
 
         Raises:
@@ -176,6 +177,8 @@ class Applier:
         if name not in host.tenants:
             return ApplyResult(kind="Tenant", name=name, tenant=name, action="absent")
         members = [agent.record.spec.name for agent in host.agents if agent.record.spec.tenant == name]
+        if dry_run:
+            return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
         if members:
             raise AgentosError(
                 "tenant-in-use",

@@ -55,16 +55,19 @@ class CloneError(Exception):
 class LauncherLink:
     """Use on the event loop's thread only.
 
+    Attributes:
+        on_exit: called for each `Exited` after the replay; the callee acknowledges when it has recorded it. To be set
+            before the event loop runs again.
+
     Args:
-        on_exit: called for each `Exited` after the replay; the callee acknowledges when it has recorded it.
         on_lost: called once when the launcher is gone.
     """
 
-    def __init__(self, fd: int, on_exit: Callable[[launch.Exited], None], on_lost: Callable[[], None]) -> None:
+    def __init__(self, fd: int, on_lost: Callable[[], None]) -> None:
         self._socket = socket.socket(fileno=fd)
         self._socket.setblocking(False)
         self._loop = asyncio.get_running_loop()
-        self._on_exit = on_exit
+        self.on_exit: Callable[[launch.Exited], None]
         self._on_lost = on_lost
         self._sequence = 0
         self._userns: dict[int, asyncio.Future[int]] = {}
@@ -192,7 +195,7 @@ class LauncherLink:
                     _fail(request, CloneError(message.unit, message.failure))
             case launch.Exited():
                 if self.replay.complete.is_set():
-                    self._on_exit(message)
+                    self.on_exit(message)
                 else:
                     self.replay.exited.append(message)
             case launch.Live():

@@ -66,6 +66,10 @@ class Lifecycle:
             AgentosError: its name is taken, the image is not there, it cannot be enforced or does not fit.
         """
         host = self.host
+        if spec.replicas != 1:
+            raise AgentosError(
+                "invalid-value", "replicas are for documents", f"agent {spec.tenant}/{spec.name}", "Use apply."
+            )
         self._check_name(spec)
         missing = self.check(spec)
         image = await host.workers.call(host.images.get, spec.image)

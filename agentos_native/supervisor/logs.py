@@ -104,6 +104,7 @@ class LogWriter:
         self.flush()
         os.close(self._fd)
         self._fd = -1
+        self.wake()
 
 
 def _pack(now: float, stream: Stream, line: bytes | bytearray, *, open_ended: bool) -> bytes:
@@ -196,12 +197,15 @@ async def follow(
     stream: str | None = None,
 ) -> AsyncIterator[bytes]:
     """The lines that are there, then new ones until `news` gives None (the agent's output has ended)."""
-    while True:
-        event = news()  # asked before reading: what is written during the read sets this very event
-        lines = await asyncio.to_thread(read, cursor, tail=tail, since=since, stream=stream)
-        tail = None
-        for line in lines:
-            yield line
-        if event is None:
-            return
-        await event.wait()
+    try:
+        while True:
+            event = news()  # asked before reading: what is written during the read sets this very event
+            lines = await asyncio.to_thread(read, cursor, tail=tail, since=since, stream=stream)
+            tail = None
+            for line in lines:
+                yield line
+            if event is None:
+                return
+            await event.wait()
+    finally:
+        cursor.close()

@@ -190,6 +190,12 @@ class Node(_Body, kw_only=True):
     warnings: list[str] = msgspec.field(default_factory=list)
 
 
+class AllocList(_Body, kw_only=True):
+    """One row for each running agent: what the allocator sees and gives, in CPUs."""
+
+    rows: list[dict[str, Any]]
+
+
 class Version(_Body, kw_only=True):
     name: str
     version: str

@@ -1,0 +1,277 @@
+"""The composition root: everything is made here, in order, and taken down in the reverse order.
+
+    state directory (locked) → registry → block → launcher → cgroups, network, images → recovery → API → ticks
+
+What cannot work is refused before the API answers; the process then exits with 125 and the launcher with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from agentos_native.cgroup import Tree, discover
+from agentos_native.errors import EXIT_FAILED, AgentosError
+from agentos_native.images import ImageStore, resolve_user, volume_mount
+from agentos_native.network import NodeNetwork, addresses
+from agentos_native.supervisor import admission
+from agentos_native.supervisor.agents import Agents
+from agentos_native.supervisor.applying import Applier
+from agentos_native.supervisor.doors import Workers
+from agentos_native.supervisor.events import Events
+from agentos_native.supervisor.host import Host, Units
+from agentos_native.supervisor.launcher_link import LauncherLink
+from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.options import INITS, Options
+from agentos_native.supervisor.recovery import Recovery
+from agentos_native.supervisor.registry import Registry, open_or_move_aside
+from agentos_native.supervisor.routes_agents import AgentRoutes
+from agentos_native.supervisor.routes_images import ImageRoutes
+from agentos_native.supervisor.routes_node import NodeRoutes
+from agentos_native.supervisor.routes_streams import StreamRoutes
+from agentos_native.supervisor.server import Server, application, bind
+from agentos_native.supervisor.tick import Ticker
+from agentos_native.supervisor.ticking import Shares
+from agentos_native.supervisor.userns import UsernsPool
+
+_log = logging.getLogger("agentos_native.supervisor")
+EXIT_LAUNCHER_LOST = EXIT_FAILED
+
+
+class App:
+    """One supervisor, from start to stop."""
+
+    def __init__(self, options: Options, launcher_fd: int) -> None:
+        self._options = options
+        self._launcher_fd = launcher_fd
+        self._stop = asyncio.Event()
+        self._status = 0
+        self._started_at = time.time()
+        self._warnings: list[str] = []
+
+    async def run(self) -> int:
+        """Serve until told to stop; gives the exit status."""
+        async with contextlib.AsyncExitStack() as stack:
+            await self._compose(stack)
+            self._tell_ready()
+            await self._stop.wait()
+            _log.info("stopping")
+        return self._status
+
+    async def _compose(self, stack: contextlib.AsyncExitStack) -> None:
+        options = self._options
+        stack.callback(os.close, lock_state(options.state_dir))
+        registry, aside = open_or_move_aside(os.path.join(options.state_dir, "registry.db"))
+        stack.callback(registry.close)
+        if aside:
+            self._warn(f"the registry was corrupt; it was moved to {aside} and made anew from the agents themselves")
+        block = self._claim_block(registry, stack)
+        link = LauncherLink(self._launcher_fd, self._launcher_lost)
+        units = Units(link.acknowledge)
+        link.on_exit = units.exited
+        stack.callback(link.close)
+        host = await self._make_host(stack, registry, block, link, units)
+        stack.push_async_callback(self._shut_down_launcher, link)
+        lifecycle = Lifecycle(host)
+        stack.push_async_callback(self._take_down, lifecycle)
+        await asyncio.wait_for(link.replay.complete.wait(), 30)
+        recovery = Recovery(lifecycle, link.replay)
+        await recovery.run(registry_lost=aside is not None)
+        for line in recovery.report:
+            _log.warning("recovery: %s", line)
+        await self._serve(stack, lifecycle)
+        host.userns.refill()
+
+    async def _make_host(
+        self, stack: contextlib.AsyncExitStack, registry: Registry, block: int, link: LauncherLink, units: Units
+    ) -> Host:
+        options, settings = self._options, self._options.settings
+        workers = Workers()
+        stack.callback(workers.close)
+        self._tree = tree = Tree(discover(), settings.node, settings.cgroup_root)
+        self._network = network = NodeNetwork(settings.node, block)
+        self._store = store = ImageStore(Path(options.state_dir))
+        await asyncio.gather(
+            workers.call(tree.open),
+            workers.call(partial(network.open, required=settings.network == "required")),
+            workers.call(store.recover),
+        )
+        stack.callback(network.close)
+        capacity = admission.node_capacity()
+        self._shares = shares = Shares(Ticker(tree, capacity.cpu / 1000), settings.tick_period, network.ensure)
+        agents = Agents()
+        userns = UsernsPool(link.make_userns, block, agents.slots)
+        stack.push_async_callback(userns.close)
+        init_fd = open_init(settings.init)
+        stack.callback(os.close, init_fd)
+        host = Host(
+            options=options,
+            block=block,
+            capacity=capacity,
+            controllers=tree.controllers,
+            init_fd=init_fd,
+            registry=registry,
+            agents=agents,
+            events=Events(),
+            workers=workers,
+            link=link,
+            units=units,
+            userns=userns,
+            images=store,
+            groups=tree,
+            network=network,
+            shares=shares,
+            addresses=addresses,
+            resolve_user=resolve_user,
+            volume=volume_mount,
+            tenants={spec.name: spec for spec in registry.tenants()},
+        )
+        for spec in host.tenants.values():
+            shares.set_tenant(spec)
+        return host
+
+    def _claim_block(self, registry: Registry, stack: contextlib.AsyncExitStack) -> int:
+        known = registry.get("block")
+        settings = self._options.settings
+        block = admission.claim_block(
+            self._options.run_dir, settings.node, settings.state_dir, int(known) if known is not None else None
+        )
+        stack.callback(os.close, block.fd)
+        if known is not None and int(known) != block.number and registry.agents():
+            raise AgentosError(
+                "block-lost",
+                f"block {known}, which this state's agents have their ids and addresses from, is in use by another",
+                self._options.run_dir,
+                "Stop the other supervisor, or remove this state's agents.",
+            )
+        registry.put("block", str(block.number))
+        return block.number
+
+    async def _serve(self, stack: contextlib.AsyncExitStack, lifecycle: Lifecycle) -> None:
+        host = lifecycle.host
+        node = NodeRoutes(host, self._shares, self._node_extra)
+        agents = AgentRoutes(lifecycle, Applier(lifecycle))
+        images = ImageRoutes(host, self._store)
+        rows = [*node.table(), *agents.table(), *images.table()]
+        node.everything = rows
+        server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
+        stack.push_async_callback(server.close)
+        await server.start()
+        self._shares.start()
+        stack.callback(self._shares.close)
+        self._watch_for_the_end()
+
+    def _node_extra(self) -> dict[str, Any]:
+        mount = self._tree.mount
+        return {
+            "cgroup_root": self._tree.path,
+            "cgroup_layout": mount.layout,
+            "started_at": self._started_at,
+            "warnings": [*self._warnings, *self._network.notices, *self._tree.refused.values()],
+        }
+
+    def _watch_for_the_end(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+        lifeline = self._options.lifeline_fd
+        if lifeline >= 0:
+            os.set_blocking(lifeline, False)
+            loop.add_reader(lifeline, self._lifeline, lifeline)
+
+    def _lifeline(self, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if os.read(fd, 64):
+                return  # whatever is written there means nothing; only the end does
+            asyncio.get_running_loop().remove_reader(fd)
+            self.stop()
+
+    def stop(self) -> None:
+        """End `run`."""
+        self._stop.set()
+
+    def _launcher_lost(self) -> None:
+        _log.error("the launcher is gone; the agents live on, the next start adopts them")
+        # Nothing can be taken down properly any more, and the parent-death signal is on its way.
+        os._exit(EXIT_LAUNCHER_LOST)
+
+    def _warn(self, text: str) -> None:
+        self._warnings.append(text)
+        _log.warning("%s", text)
+
+    async def _take_down(self, lifecycle: Lifecycle) -> None:
+        """Agents first. When all are gone, nothing with the node's name stays on the host."""
+        keep = self._options.settings.on_exit == "keep" and not self._options.embedded
+        await lifecycle.close(keep=keep)
+        if any(agent.live for agent in lifecycle.host.agents):
+            return
+        for step in (self._network.teardown, self._tree.teardown):
+            try:
+                await lifecycle.host.workers.call(step)
+            except AgentosError as error:
+                _log.warning("not taken down: %s", error)
+
+    async def _shut_down_launcher(self, link: LauncherLink) -> None:
+        with contextlib.suppress(AgentosError):
+            await link.shutdown(self._status)
+
+    def _tell_ready(self) -> None:
+        fd = self._options.ready_fd
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(fd, b"ready\n")
+            os.close(fd)
+        _log.info("answers on %s", self._options.settings.socket)
+
+
+def lock_state(directory: str) -> int:
+    """The fd that holds the lock of a state directory, which is made if necessary.
+
+    Raises:
+        AgentosError: ``state-in-use`` by another supervisor; ``state`` when it cannot be made.
+    """
+    try:
+        for path in (directory, os.path.join(directory, "agents")):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise AgentosError("state", f"cannot be used: {error.strerror}", directory, "Choose another --state-dir.")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
+        os.close(fd)
+        raise AgentosError(
+            "state-in-use",
+            f"another supervisor (process {holder or '?'}) works on this state directory",
+            directory,
+            "Use that one, stop it, or choose another --state-dir.",
+        )
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def open_init(path: str | None) -> int:
+    """A read-only fd of the static init that becomes each agent's first process.
+
+    Raises:
+        AgentosError: ``no-init``.
+    """
+    for candidate in [path] if path else INITS:
+        with contextlib.suppress(OSError):
+            return os.open(candidate, os.O_RDONLY | os.O_CLOEXEC)
+    raise AgentosError(
+        "no-init",
+        "there is no static init for the agents' first process",
+        path or ", ".join(INITS),
+        "apt-get install tini (or catatonit), or say --init PATH.",
+    )

@@ -1,0 +1,103 @@
+"""The allocator's turn, once per period, in a thread of its own, so that a slow tick delays no request.
+
+`Shares` is what the rest of the supervisor sees: agents and tenants come and go under a lock that the tick holds, too.
+A tick over a thousand groups takes some milliseconds, during which an `add` waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from agentos_native.cgroup import GroupRef
+from agentos_native.errors import AgentosError
+from agentos_native.spec.model import AgentSpec, TenantSpec
+from agentos_native.supervisor.tick import Ticker
+
+_log = logging.getLogger("agentos_native.supervisor")
+
+
+class Shares:
+    """The `Ticker` with its thread.
+
+    Args:
+        period: seconds between two ticks.
+        chore: done after each tick in the same thread (the network looks after its table there).
+    """
+
+    def __init__(self, ticker: Ticker, period: float, chore: Callable[[], object]) -> None:
+        self._ticker = ticker
+        self._period = period
+        self._chore = chore
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
+        self.failures = 0
+        """Ticks that raised; the next one is tried all the same."""
+
+    def start(self) -> None:
+        """Begin to tick."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop after the running tick."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        due = time.monotonic() + self._period
+        while not self._stop.wait(max(due - time.monotonic(), 0.0)):
+            self._turn()
+            # A tick that came late is not made up for: shares are computed from what was used since the last one.
+            due = max(due + self._period, time.monotonic())
+
+    def _turn(self) -> None:
+        try:
+            with self._lock:
+                self._ticker.tick(time.monotonic())
+            self._chore()
+        except (AgentosError, OSError, ValueError, ArithmeticError) as error:
+            self.failures += 1
+            _log.warning("a tick failed: %s", error)
+
+    def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None:
+        """An agent runs."""
+        requests, limits = spec.resources.requests, spec.resources.limits
+        with self._lock:
+            self._ticker.add(agent_id, ref, spec.weight, requests.cpu, limits.cpu)
+
+    def remove(self, agent_id: str) -> None:
+        """It has ended."""
+        with self._lock:
+            self._ticker.remove(agent_id)
+
+    def change(self, agent_id: str, spec: AgentSpec) -> None:
+        """Its weight, request or limit is another now."""
+        requests, limits = spec.resources.requests, spec.resources.limits
+        with self._lock:
+            self._ticker.change(agent_id, spec.weight, requests.cpu, limits.cpu)
+
+    def set_tenant(self, spec: TenantSpec) -> None:
+        """A tenant is declared, or declared anew."""
+        with self._lock:
+            self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
+
+    def remove_tenant(self, name: str) -> None:
+        """Its declaration is gone."""
+        with self._lock:
+            self._ticker.remove_tenant(name)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The allocator's view of each agent, in CPUs."""
+        with self._lock:
+            return [dataclasses.asdict(row) for row in self._ticker.rows()]
+
+    def explain(self, agent_id: str) -> dict[str, Any]:
+        """Why one agent has what it has."""
+        with self._lock:
+            return self._ticker.explain(agent_id)
