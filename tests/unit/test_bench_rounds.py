@@ -15,6 +15,8 @@ from tools.benches.rounds import Times, alternate, executed_p50, per_second, rea
 class Script:
     """A contender that takes a fixed time and notes its turns."""
 
+    stage_names: tuple[str, ...] = ()
+
     def __init__(self, name: str, microseconds: float, turns: list[str]) -> None:
         self.name = name
         self._microseconds = microseconds
@@ -65,6 +67,8 @@ def test_steal_is_the_eighth_figure_and_guest_time_is_not_counted_twice(tmp_path
 
 
 def test_the_answer_of_a_program_is_parsed_and_a_dead_program_is_an_error() -> None:
-    assert parse_times("C", "900.5 10.0,20.0,1.0 11.0,21.5,1.0\n") == Times((10.0, 11.0), (20.0, 21.5), 900.5)
+    assert parse_times("C", "900.5 10.0,20.0,1.0 11.0,21.5,1.0\n") == Times(
+        (10.0, 11.0), (20.0, 21.5), 900.5, ((1.0,), (1.0,))
+    )
     with pytest.raises(BenchError, match="C could not"):
         parse_times("C", "")

@@ -12,6 +12,7 @@ from typing import Final
 from tools.benches.place import INITS, BenchError, Place, find_program, link_names
 from tools.benches.rounds import Times
 
+FLOOR_STAGES: Final = ("user namespace and rootfs", "cgroup", "network", "clone to exec")
 NFT_TABLE: Final = "floor"
 NFT_RULES: Final = f"""
 table inet {NFT_TABLE} {{
@@ -28,11 +29,12 @@ class LineProgram:
         name: as in the rows.
         command: what to run.
         links: prefix of the network devices that its starts make; waited for in `settle`.
+        stage_names: what the figures after the first two of each start are.
     """
 
-    def __init__(self, name: str, command: Sequence[str], links: str = "") -> None:
+    def __init__(self, name: str, command: Sequence[str], links: str = "", stage_names: Sequence[str] = ()) -> None:
         self.name = name
-        self.stages: dict[str, list[float]] = {}
+        self.stage_names = stage_names
         self._links = links
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
@@ -67,7 +69,8 @@ def parse_times(name: str, line: str) -> Times:
     if len(words) < 2:
         raise BenchError(f"{name} could not make its starts (see above)")
     starts = [tuple(float(figure) for figure in word.split(",")) for word in words[1:]]
-    return Times(tuple(start[0] for start in starts), tuple(start[1] for start in starts), float(words[0]))
+    executed, ended = tuple(start[0] for start in starts), tuple(start[1] for start in starts)
+    return Times(executed, ended, float(words[0]), tuple(start[2:] for start in starts))
 
 
 def floor(here: Place, seccomp_filter: bytes) -> LineProgram:
@@ -79,7 +82,7 @@ def floor(here: Place, seccomp_filter: bytes) -> LineProgram:
     filter_file.write_bytes(seccomp_filter)
     init = find_program(*INITS)
     command = [here.programs / "floor", state, here.image, group, NFT_TABLE, init, filter_file]
-    return LineProgram("C", [str(word) for word in command], links="fl")
+    return LineProgram("C", [str(word) for word in command], "fl", FLOOR_STAGES)
 
 
 def bubblewrap(here: Place) -> LineProgram:

@@ -25,12 +25,18 @@ class Times:
     executed: tuple[float, ...]
     ended: tuple[float, ...]
     wall: float
+    stages: tuple[tuple[float, ...], ...] = ()
+    """For each start the figures of the contender's own `stage_names`."""
 
 
 class Contender(Protocol):
     """Somebody who starts things."""
 
     name: str
+
+    @property
+    def stage_names(self) -> Sequence[str]:
+        """What the figures of `Times.stages` are."""
 
     def run(self, count: int, depth: int) -> Times:
         """Make `count` starts, `depth` of them in flight at any time."""

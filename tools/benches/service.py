@@ -143,18 +143,15 @@ def agent_spec(name: str, command: list[str]) -> dict[str, Any]:
 
 
 class ApiContender:
-    """One POST for each start, answered when the program runs; then wait for its end and remove it.
-
-    `stages` collects what the service says about its own stages: milliseconds since its start began, by name.
-    """
+    """One POST for each start, answered when the program runs; then wait for its end and remove it."""
 
     name = "API"
+    stage_names: tuple[str, ...] = ()
 
     def __init__(self, running: Service) -> None:
         self._service = running
         self._local = threading.local()
         self._number = 0
-        self.stages: dict[str, list[float]] = {}
 
     def run(self, count: int, depth: int) -> Times:
         """See `rounds.Contender.run`."""
@@ -180,8 +177,6 @@ class ApiContender:
         if ended["exit_status"] != 0:
             raise BenchError(f"an agent ended with {ended}")
         connection.call("DELETE", f"/v1/agents/{agent['id']}")
-        for stage, milliseconds in agent.get("timings", {}).items():
-            self.stages.setdefault(stage, []).append(milliseconds)
         return (executed - begun) * 1e6, (time.perf_counter() - begun) * 1e6
 
 

@@ -44,6 +44,7 @@ SPEC: Final = AgentSpec(
 )
 STAGES: Final = ("userns", "cgroup", "rootfs", "network", "logs", "sent", "cloned", "running")
 """Keys of an agent's timings, in the order in which they usually come; the fields after the two times of an answer."""
+DONE_AT: Final = tuple(f"{stage} done at" for stage in STAGES)
 
 
 def contender(here: Place) -> LineProgram:
@@ -53,7 +54,7 @@ def contender(here: Place) -> LineProgram:
     group.mkdir()
     base = f"/{group.relative_to(cgroup2_mount())}"
     driver = [sys.executable, "-m", "tools.benches.stages", str(state), base, str(here.image)]
-    return LineProgram("stages", [sys.executable, "-m", "agentos_native.launcher", "--", *driver], links="ao")
+    return LineProgram("stages", [sys.executable, "-m", "agentos_native.launcher", "--", *driver], "ao", DONE_AT)
 
 
 class Driver:
@@ -121,10 +122,6 @@ class Driver:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _acknowledge_nothing(exit_id: int) -> None:
-    raise RuntimeError(f"exit {exit_id} of a unit that nobody started")
-
-
 async def open_host(state: str, base: str, image: Path) -> tuple[Host, str]:
     """What the supervisor's `app` opens for starts, and the image's digest; everything else is absent."""
     options = Options(settings=Settings(node=NODE, state_dir=state, cgroup_root=base))
@@ -134,8 +131,9 @@ async def open_host(state: str, base: str, image: Path) -> tuple[Host, str]:
     network.open()
     digest = images.import_(IMAGE, image).digest
     agents = Agents()
-    units = Units(_acknowledge_nothing)
-    link = LauncherLink(int(os.environ["AGENTOS_LAUNCHER_FD"]), units.exited, sys.exit)
+    link = LauncherLink(int(os.environ["AGENTOS_LAUNCHER_FD"]), sys.exit)
+    units = Units(link.acknowledge)
+    link.on_exit = units.exited
     await link.replay.complete.wait()
     absent = cast(Any, None)
     host = Host(

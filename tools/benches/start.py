@@ -86,6 +86,8 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
             counts = {contender.name: max(options.count, depth) for contender in entered}
             comparison = alternate(entered, depth, options.rounds, counts, progress=progress)
             rows += rows_of(comparison, who)
+            if depth == 1:
+                rows += [row for contender in entered for row in _stage_rows(comparison, contender)]
     return rows
 
 
@@ -124,6 +126,16 @@ def _figures(comparison: Comparison, name: str) -> list[Row]:
         Row(f"{prefix}: request to exec p99", percentile(executed, 0.99) / 1e3, "ms"),
         Row(f"{prefix}: rate", median(rates), "starts/s"),
         Row(f"{prefix}: steal in its worst batch", stolen * 100, "%"),
+    ]
+
+
+def _stage_rows(comparison: Comparison, contender: Contender) -> list[Row]:
+    """Where the time goes, as the contender itself tells it: medians over all clean starts."""
+    clean = [batch for batch in comparison.batches[contender.name] if batch.clean]
+    starts = [start for batch in clean for start in batch.times.stages]
+    return [
+        Row(f"{contender.name}, {comparison.depth} in flight: {stage}", median(figures) / 1e3, "ms")
+        for stage, figures in zip(contender.stage_names, zip(*starts, strict=True), strict=False)
     ]
 
 
