@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Final
 
 from agentos_native.kernel.libc import AT_FDCWD, AT_RECURSIVE, libc_call, syscall
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429, 430, 431, 432, 442
+_PIVOT_ROOT: Final = {"x86_64": 155, "aarch64": 41}[os.uname().machine]
 
 OPEN_TREE_CLONE: Final = 1
 OPEN_TREE_CLOEXEC: Final = 0o2000000
@@ -94,7 +96,7 @@ def fsmount(fd: int, flags: int, attr: int) -> int:
     return syscall("fsmount", _FSMOUNT, fd, flags, attr)
 
 
-def mount_setattr(  # noqa: PLR0917 - the order of mount_setattr(2)
+def mount_setattr(
     dirfd: int,
     path: str,
     flags: int,
@@ -116,6 +118,11 @@ def mount(source: str | None, target: str, fstype: str | None, flags: int, data:
 def umount2(path: str, flags: int) -> None:
     """Unmount; MNT_DETACH even when busy."""
     libc_call("umount2", path, flags, path=path)
+
+
+def pivot_root(new_root: str, put_old: str) -> None:
+    """Make `new_root` the root of this mount namespace; with (".", ".") the old one ends up on top of the new one."""
+    syscall("pivot_root", _PIVOT_ROOT, new_root, put_old, path=new_root)
 
 
 def make_private(path: str = "/") -> None:

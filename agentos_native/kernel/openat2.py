@@ -30,8 +30,8 @@ class OpenHow(ctypes.Structure):
 def openat2(dirfd: int, path: str | bytes, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open `path` below `dirfd` under the rules `resolve`; always close-on-exec.
 
-    RESOLVE_BENEATH and RESOLVE_IN_ROOT can fail with EAGAIN when something is renamed meanwhile; nobody renames in what this
-    project opens with them, so that an EAGAIN is reported as it is.
+    RESOLVE_BENEATH and RESOLVE_IN_ROOT can fail with EAGAIN when something is renamed meanwhile; nobody renames in
+    what this project opens with them, so that an EAGAIN is reported as it is.
     """
     how = OpenHow(flags | os.O_CLOEXEC, mode, resolve)
     return syscall("openat2", _OPENAT2, dirfd, path, how, ctypes.sizeof(how), path=os.fsdecode(path))

@@ -1,4 +1,4 @@
-"""Processes by pidfd: pidfd_open(2), pidfd_send_signal(2), waitid(2), close_range(2), PIDFD_GET_INFO where it exists."""
+"""Processes by pidfd: pidfd_open(2), pidfd_send_signal(2), waitid(2), close_range(2), PIDFD_GET_INFO."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ExitInfo(NamedTuple):
 
 
 def pidfd_open(pid: int, flags: int = 0) -> int:
-    """A close-on-exec handle of process `pid`; the number may be reused until this has returned: check identity after."""
+    """A close-on-exec handle of process `pid`; until this has returned the number may be reused: check afterwards."""
     return syscall("pidfd_open", _PIDFD_OPEN, pid, flags, path=f"pid {pid}")
 
 

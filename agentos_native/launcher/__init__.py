@@ -1,1 +1,1 @@
-"""The top process: clones, waits, keeps exits."""
+"""The top process: parent of every agent and of the supervisor. `python -m agentos_native.launcher`; see `loop`."""

@@ -151,7 +151,7 @@ def encode(message: ToLauncher | ToSupervisor) -> bytes:
     return _encoder.encode(message)
 
 
-def decode_request(packet: bytes) -> ToLauncher:
+def decode_request(packet: bytes | memoryview) -> ToLauncher:
     """Launcher's side. Raises `msgspec.DecodeError` on anything else."""
     return _to_launcher.decode(packet)
 

@@ -1,0 +1,183 @@
+/*
+ * The launcher's side of the child stage: slots, the helper thread, the check of a plan, and the module that Python sees. The theory of
+ * operation is at the top of _child.c.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <errno.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include "_slot.h"
+
+static struct slot *slots[SLOTS];
+static int empty_mntns = -1;
+
+static void helper(void *argument)
+{
+    struct slot *s = argument;
+    long result = sys(SYS_setns, empty_mntns, CLONE_NEWNS);
+    s->call = "setns(mnt)";
+    if (result == 0 && s->pidns >= 0) {
+        s->call = "setns(pid)";
+        result = sys(SYS_setns, s->pidns, CLONE_NEWPID);
+    }
+    if (result == 0) {
+        s->call = "clone3";
+        result = clone_entry(&s->clone, child, s);
+    }
+    if (result < 0) fail(s, NOT_CLONED, result);
+    notify(s, RELEASED);
+    leave();
+}
+
+static int array_is_sound(const struct slot *s, const struct header *h, int64_t a)
+{
+    for (; a % 8 == 0 && a >= 0 && a + 8 <= (int64_t)h->pool; a += 8) {
+        int64_t offset = *(const int64_t *)(s->pool + a);
+        if (offset <= 0 || offset >= (int64_t)h->pool) return offset == 0;
+    }
+    return 0;
+}
+
+/* The plan comes from the supervisor, which is trusted; the checks keep a damaged one from being interpreted as root. The pool ends with
+ * a NUL, so every offset inside it is a string. */
+static int load(struct slot *s, const char *program, Py_ssize_t size)
+{
+    const struct header *h = (const struct header *)s->program;
+    if (size < (Py_ssize_t)sizeof *h || size > MAX_PROGRAM) return 0;
+    memcpy(s->program, program, (size_t)size);
+    if (h->magic != MAGIC || h->pool == 0 || sizeof *h + (uint64_t)h->ops * sizeof(struct op) + h->pool != (uint64_t)size) return 0;
+    s->ops = (struct op *)(s->program + sizeof *h);
+    s->pool = (char *)(s->ops + h->ops);
+    s->length = h->ops;
+    if (s->pool[h->pool - 1] != 0) return 0;
+    for (const struct op *op = s->ops; op < s->ops + h->ops; op++) {
+        if (op->code >= OP_COUNT || op->stage >= h->pool) return 0;
+        for (int k = 0; table[op->code].arguments[k]; k++) {
+            int64_t a = op->argument[k];
+            switch (table[op->code].arguments[k]) {
+            case 'f': if (a >= s->count || a <= REGISTER_BASE - REGISTERS) return 0; break;
+            case 'a': if (!array_is_sound(s, h, a)) return 0; break;
+            case 'r': if (a < 0 || a >= REGISTERS) return 0; break;
+            case 'i': break;
+            default: if (a < 0 || a >= (int64_t)h->pool) return 0;
+            }
+        }
+    }
+    return 1;
+}
+
+static struct slot *free_slot(void)
+{
+    for (int i = 0; i < SLOTS; i++) {
+        if (slots[i] && (slots[i]->used || slots[i]->helper_tid)) continue;
+        if (!slots[i]) {
+            void *memory = mmap(NULL, sizeof(struct slot), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+            if (memory == MAP_FAILED) return NULL;
+            slots[i] = memory;
+            slots[i]->index = i;
+            mprotect(slots[i]->helper_guard, sizeof slots[i]->helper_guard, PROT_NONE);
+            mprotect(slots[i]->guard, sizeof slots[i]->guard, PROT_NONE);
+        }
+        return slots[i];
+    }
+    errno = EAGAIN;
+    return NULL;
+}
+
+/* Lets a helper run with every signal blocked, since the launcher's handlers must not run on it; the child resets its own mask. */
+static long run_helper(struct slot *s)
+{
+    uint64_t all = ~0ULL, before;
+    struct clone_args thread = {
+        .flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_CHILD_CLEARTID,
+        .child_tid = (uintptr_t)&s->helper_tid, .stack = (uintptr_t)s->helper_stack, .stack_size = STACK,
+    };
+    s->helper_tid = 1;
+    sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
+    long result = clone_entry(&thread, helper, s);
+    sys(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+    if (result < 0) s->helper_tid = 0;
+    return result;
+}
+
+static PyObject *py_setup(PyObject *self, PyObject *args)
+{
+    (void)self;
+    if (!PyArg_ParseTuple(args, "iii", &status_fd, &launcher_pidfd, &empty_mntns)) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *py_start(PyObject *self, PyObject *args)
+{
+    const char *program;
+    Py_ssize_t size;
+    PyObject *fds;
+    unsigned long long namespaces;
+    int cgroup, pidns;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y#O!Kii", &program, &size, &PyTuple_Type, &fds, &namespaces, &cgroup, &pidns)) return NULL;
+    struct slot *s = free_slot();
+    if (!s) return PyErr_SetFromErrno(PyExc_OSError);
+    s->count = (int)PyTuple_GET_SIZE(fds);
+    for (int i = 0; i < s->count && i < MAX_FDS; i++) s->fds[i] = (int)PyLong_AsLong(PyTuple_GET_ITEM(fds, i));
+    if (PyErr_Occurred()) return NULL;
+    if (s->count > MAX_FDS || !load(s, program, size)) return PyErr_Format(PyExc_ValueError, "not a plan of this version");
+    s->state = PREPARING;
+    s->pid = s->error = 0;
+    s->pidfd = -1;
+    s->pidns = pidns;
+    s->stage = "clone", s->call = "clone3", s->path = "", s->command = "";
+    s->clone = (struct clone_args){
+        .flags = namespaces | CLONE_VM | CLONE_VFORK | CLONE_PIDFD | CLONE_PARENT_SETTID | CLONE_CLEAR_SIGHAND
+                 | (cgroup >= 0 ? CLONE_INTO_CGROUP : 0),
+        .pidfd = (uintptr_t)&s->pidfd, .parent_tid = (uintptr_t)&s->pid, .exit_signal = SIGCHLD,
+        .stack = (uintptr_t)s->stack, .stack_size = STACK, .cgroup = (unsigned)cgroup,
+    };
+    long result = run_helper(s);
+    if (result < 0) return errno = (int)-result, PyErr_SetFromErrno(PyExc_OSError);
+    s->used = 1;
+    return PyLong_FromLong(s->index);
+}
+
+static struct slot *slot_of(PyObject *number)
+{
+    long i = PyLong_AsLong(number);
+    if (i >= 0 && i < SLOTS && slots[i]) return slots[i];
+    PyErr_SetString(PyExc_ValueError, "no such slot");
+    return NULL;
+}
+
+static PyObject *py_result(PyObject *self, PyObject *number)
+{
+    struct slot *s = slot_of(number);
+    (void)self;
+    return s ? Py_BuildValue("iiissyi", s->state, s->pid, s->pidfd, s->stage, s->call, s->path, s->error) : NULL;
+}
+
+static PyObject *py_free(PyObject *self, PyObject *number)
+{
+    struct slot *s = slot_of(number);
+    (void)self;
+    if (!s) return NULL;
+    s->used = 0;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+    {"setup", py_setup, METH_VARARGS, NULL}, {"start", py_start, METH_VARARGS, NULL}, {"result", py_result, METH_O, NULL},
+    {"free", py_free, METH_O, NULL}, {0},
+};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_child", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__child(void)
+{
+    PyObject *m = PyModule_Create(&module), *ops = PyDict_New();
+    for (int i = 0; m && ops && i < OP_COUNT; i++) {
+        PyObject *row = Py_BuildValue("is", i, table[i].arguments);
+        if (!row || PyDict_SetItemString(ops, table[i].name, row) < 0) return NULL;
+        Py_DECREF(row);
+    }
+    if (!m || PyModule_AddObject(m, "OPS", ops) < 0) return NULL;
+    return m;
+}
