@@ -89,7 +89,7 @@ class HostSide:
     def count_rules(self) -> int:
         made = self.templates.list_rules
         with self._netfilter_lock:
-            return sum(1 for _ in self._netfilter.dump(made.data, made.steps[0]))
+            return len(self._netfilter.dump(made.data, made.steps[0]))
 
     def delete_table(self) -> None:
         _nft(f"add table inet agentos-{self._node}\ndelete table inet agentos-{self._node}\n")
@@ -143,12 +143,12 @@ class HostSide:
         made = self.templates.get_link
         try:
             with self._route_lock:
-                body = self._route.ask(made.fill(values), made.steps[0])
+                bodies = self._route.exchange(made.fill(values), made.steps, made.last)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
             return ""
-        return _texts(body).get(_IFLA_IFALIAS, "")
+        return _texts(bodies[0]).get(_IFLA_IFALIAS, "")
 
     def links(self) -> dict[int, str]:
         """Machine-wide index → ifalias of every device on the host that is named like an agent's."""

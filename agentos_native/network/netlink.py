@@ -11,6 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from errno import EINTR
 from typing import Final, Protocol
 
 NETLINK_ROUTE: Final = 0
@@ -28,6 +29,8 @@ _NETLINK_EXT_ACK: Final = 11
 _NLMSG_ERROR: Final = 2
 _NLMSG_DONE: Final = 3
 _NLM_F_ACK_TLVS: Final = 0x200
+_NLM_F_DUMP_INTR: Final = 0x10
+_DUMP_ATTEMPTS: Final = 20
 _NLMSGERR_ATTR_MSG: Final = 1
 _HEADER: Final = struct.Struct("=LHHLL")
 _ATTRIBUTE: Final = struct.Struct("=HH")
@@ -69,8 +72,8 @@ class Channel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def exchange(self, batch: bytes | bytearray, steps: Sequence[str], last: int) -> None:
-        """Send `batch` and wait for its outcome.
+    def exchange(self, batch: bytes | bytearray, steps: Sequence[str], last: int) -> list[bytes]:
+        """Send `batch` and wait for its outcome; returns the bodies of what it asked for, if anything.
 
         Args:
             batch: whole messages; the one with sequence number `last` asks for an acknowledgement.
@@ -82,9 +85,11 @@ class Channel:
         """
         self._socket.send(batch)
         first: NetlinkError | None = None
+        bodies = []
         while True:
             for kind, flags, sequence, body in messages(self._receive()):
                 if kind != _NLMSG_ERROR:
+                    bodies.append(body)
                     continue
                 errno = -int(struct.unpack_from("=i", body)[0])
                 if errno and first is None:
@@ -93,35 +98,38 @@ class Channel:
                 if sequence == last:
                     if first is not None:
                         raise first
-                    return
+                    return bodies
 
-    def ask(self, request: bytes | bytearray, step: str) -> bytes:
-        """Send one request without NLM_F_ACK and return the body of its answer."""
-        self._socket.send(request)
-        for kind, flags, _, body in messages(self._receive()):
-            if kind != _NLMSG_ERROR:
-                return body
-            raise NetlinkError(-int(struct.unpack_from("=i", body)[0]), step, _reason(flags, body))
-        raise TimeoutError("an empty answer from the kernel")
+    def dump(self, request: bytes, step: str) -> list[bytes]:
+        """Send a request with NLM_F_DUMP and return the body of each answer.
 
-    def dump(self, request: bytes, step: str) -> Iterator[bytes]:
-        """Send a request and yield the body of each answer, header removed, up to its end."""
-        self._socket.send(request)
+        Raises:
+            NetlinkError: refused; or EINTR, when what is listed kept changing while it was read.
+        """
+        for _ in range(_DUMP_ATTEMPTS):
+            self._socket.send(request)
+            bodies: list[bytes] = []
+            if self._read_dump(bodies, step):
+                return bodies
+        raise NetlinkError(EINTR, step, "the list kept changing while it was read")
+
+    def _read_dump(self, bodies: list[bytes], step: str) -> bool:
+        """Collect answers up to the end; False when they do not fit together (NLM_F_DUMP_INTR)."""
+        consistent = True
         while True:
             for kind, flags, _, body in messages(self._receive()):
+                consistent = consistent and not flags & _NLM_F_DUMP_INTR
                 if kind == _NLMSG_DONE:
-                    return
+                    return consistent
                 if kind == _NLMSG_ERROR:
-                    errno = -int(struct.unpack_from("=i", body)[0])
-                    if errno:
-                        raise NetlinkError(errno, step, _reason(flags, body))
-                    return
-                yield body
+                    raise NetlinkError(-int(struct.unpack_from("=i", body)[0]), step, _reason(flags, body))
+                bodies.append(body)
 
     def _receive(self) -> bytes:
         try:
             return self._socket.recv(_RECEIVE_BYTES)
         except BlockingIOError as error:
+            self.close()  # an answer that comes after all must not be taken for that of a later batch
             raise TimeoutError(f"no answer from the kernel within {_TIMEOUT_SECONDS} s") from error
 
 
