@@ -45,6 +45,7 @@ def claim_block(directory: str, node: str, state_dir: str, preferred: int | None
     Raises:
         AgentosError: none is free, or the preferred one is in use although it is remembered as ours.
     """
+    directory = os.path.join(directory, "blocks")
     os.makedirs(directory, mode=0o711, exist_ok=True)
     order = list(range(BLOCKS))
     if preferred is not None:
@@ -64,6 +65,48 @@ def claim_block(directory: str, node: str, state_dir: str, preferred: int | None
         directory,
         "Each supervisor takes one. Stop one of these, or delete the file of one whose state is gone:\n"
         + "\n".join(holders),
+    )
+
+
+class NodeClaim(NamedTuple):
+    """A claimed node name; `previous` is another state directory that still exists and may have agents of that name."""
+
+    fd: int
+    previous: str | None
+
+
+def claim_node(directory: str, node: str, state_dir: str) -> NodeClaim:
+    """Claim a node's name on this machine: cgroups, devices and rules carry it, and recovery goes by it.
+
+    Raises:
+        AgentosError: ``node-in-use``: a supervisor of that name runs.
+    """
+    directory = os.path.join(directory, "nodes")
+    os.makedirs(directory, mode=0o711, exist_ok=True)
+    fd = os.open(os.path.join(directory, node), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    before = os.pread(fd, 4096, 0).decode("utf-8", "surrogateescape")
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise node_in_use(node, before)
+    previous = before if before not in {"", state_dir} and os.path.exists(os.path.join(before, "registry.db")) else None
+    return NodeClaim(fd, previous)
+
+
+def keep_node(claim: NodeClaim, state_dir: str) -> None:
+    """Write down whose the name is, once it is clear that nobody else's agents carry it."""
+    os.ftruncate(claim.fd, 0)
+    os.pwrite(claim.fd, state_dir.encode("utf-8", "surrogateescape"), 0)
+
+
+def node_in_use(node: str, state_dir: str) -> AgentosError:
+    """The refusal of a name that another state directory has agents under."""
+    return AgentosError(
+        "node-in-use",
+        f"the node name {node} belongs to the supervisor whose state is in {state_dir}",
+        f"node {node}",
+        "Choose another --node, use that --state-dir, or stop that one's agents.",
     )
 
 

@@ -73,12 +73,17 @@ class App:
         stack.callback(registry.close)
         if aside:
             self._warn(f"the registry was corrupt; it was moved to {aside} and made anew from the agents themselves")
+        claim = admission.claim_node(options.run_dir, options.settings.node, options.state_dir)
+        stack.callback(os.close, claim.fd)
         block = self._claim_block(registry, stack)
         link = LauncherLink(self._launcher_fd, self._launcher_lost)
         units = Units(link.acknowledge)
         link.on_exit = units.exited
         stack.callback(link.close)
         host = await self._make_host(stack, registry, block, link, units)
+        if claim.previous is not None and self._tree.find():
+            raise admission.node_in_use(options.settings.node, claim.previous)
+        admission.keep_node(claim, options.state_dir)
         stack.push_async_callback(self._shut_down_launcher, link)
         lifecycle = Lifecycle(host)
         stack.push_async_callback(self._take_down, lifecycle)
