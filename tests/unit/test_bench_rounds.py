@@ -26,6 +26,9 @@ class Script:
         self._turns.append(self.name)
         return Times((self._microseconds,) * count, (self._microseconds,) * count, self._microseconds * count / depth)
 
+    def processor_seconds(self) -> float:
+        return 0.25 * self._turns.count(self.name)
+
     def settle(self) -> bool:
         return True
 
@@ -42,8 +45,9 @@ def readings(steals: list[float]) -> Iterator[tuple[int, int]]:
 def test_everybody_runs_once_a_round_and_nobody_always_first() -> None:
     turns: list[str] = []
     contenders = [Script("a", 10, turns), Script("b", 20, turns)]
-    alternate(contenders, 1, 3, {"a": 4, "b": 4}, read=lambda: (0, 0))
+    result = alternate(contenders, 1, 3, {"a": 4, "b": 4}, read=lambda: (0, 0))
     assert turns == ["a", "b", "b", "a", "a", "b", "b", "a"]
+    assert [batch.used for batch in result.batches["a"]] == [0.25] * 3
 
 
 def test_the_warming_round_is_not_counted_and_a_stolen_batch_spoils_its_pair_only() -> None:

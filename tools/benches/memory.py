@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,10 +40,20 @@ def _rollup(pid: int, name: str) -> int:
     return 0
 
 
-def processor_seconds(pids: Iterable[int]) -> float:
-    """User and system time that `pids` have used together."""
+def processor_seconds(pids: Iterable[int], *, children: bool = False) -> float:
+    """User and system time that `pids` have used together; with `children` also that of children they reaped."""
     total = 0
     for pid in pids:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
+        total += sum(int(field) for field in fields[11 : 15 if children else 13])
     return total / TICKS
+
+
+def tree(pid: int) -> list[int]:
+    """`pid` and all its descendants that live."""
+    found = [pid]
+    for parent in found:
+        with contextlib.suppress(FileNotFoundError):
+            for task in Path(f"/proc/{parent}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+    return found

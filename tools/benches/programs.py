@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
+from tools.benches import memory
 from tools.benches.place import INITS, BenchError, Place, find_program, link_names
 from tools.benches.rounds import Times
 
@@ -57,6 +58,10 @@ class LineProgram:
         self._process.stdin.write(f"{count} {depth}\n")
         self._process.stdin.flush()
         return parse_times(self.name, self._process.stdout.readline())
+
+    def processor_seconds(self) -> float:
+        """See `rounds.Contender`."""
+        return memory.processor_seconds(memory.tree(self._process.pid), children=True)
 
     def settle(self) -> bool:
         """Whether the kernel has removed the devices of the last batch."""

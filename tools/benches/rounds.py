@@ -41,6 +41,9 @@ class Contender(Protocol):
     def run(self, count: int, depth: int) -> Times:
         """Make `count` starts, `depth` of them in flight at any time."""
 
+    def processor_seconds(self) -> float:
+        """What it and its starts have used so far of the processors; what the kernel does on its own is not in it."""
+
     def settle(self) -> bool:
         """Whether everything the last batch made is gone (the kernel removes network devices some time later)."""
 
@@ -51,6 +54,8 @@ class Batch:
 
     times: Times
     steal: float
+    used: float = 0.0
+    """Seconds of processor time."""
 
     @property
     def clean(self) -> bool:
@@ -130,11 +135,12 @@ def alternate(
         for turn in range(len(contenders)):
             contender = contenders[(number + turn) % len(contenders)]
             _settle(contender)
-            before = read()
+            before, used = read(), contender.processor_seconds()
             times = contender.run(counts[contender.name], depth)
             steal = stolen_since(before, read())
             if number:
-                result.batches[contender.name].append(Batch(times, steal))
+                batch = Batch(times, steal, contender.processor_seconds() - used)
+                result.batches[contender.name].append(batch)
     for contender in contenders:
         _settle(contender)
     return result

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tools.benches import memory
 from tools.benches.place import BenchError, Place, cgroup2_mount, link_names
 from tools.benches.rounds import Times
 
@@ -161,6 +162,10 @@ class ApiContender:
             results = list(threads.map(self._one, range(first, first + count)))
         wall = time.perf_counter() - begun
         return Times(tuple(result[0] for result in results), tuple(result[1] for result in results), wall * 1e6)
+
+    def processor_seconds(self) -> float:
+        """See `rounds.Contender`; this client's own time is not in it."""
+        return memory.processor_seconds(self._service.processes(), children=True)
 
     def settle(self) -> bool:
         return not link_names("ao")

@@ -20,7 +20,7 @@ from typing import Final
 from tools.benches import programs, service
 from tools.benches.place import BenchError, Place
 from tools.benches.report import Row, judge
-from tools.benches.rounds import Comparison, Contender, Times, alternate, executed_p50, per_second
+from tools.benches.rounds import Batch, Comparison, Contender, Times, alternate, executed_p50, per_second
 from tools.benches.stats import median, percentile
 
 
@@ -125,8 +125,15 @@ def _figures(comparison: Comparison, name: str) -> list[Row]:
         Row(f"{prefix}: request to exec p50", percentile(executed, 0.5) / 1e3, "ms"),
         Row(f"{prefix}: request to exec p99", percentile(executed, 0.99) / 1e3, "ms"),
         Row(f"{prefix}: rate", median(rates), "starts/s"),
+        Row(f"{prefix}: processor time of a start and its removal", _processor_ms(batches), "ms"),
         Row(f"{prefix}: steal in its worst batch", stolen * 100, "%"),
     ]
+
+
+def _processor_ms(batches: Sequence[Batch]) -> float:
+    """Over all clean batches, since /proc counts in ticks of 10 ms. It says more than the clock on a busy machine."""
+    clean = [batch for batch in batches if batch.clean]
+    return sum(batch.used for batch in clean) / sum(len(batch.times.ended) for batch in clean) * 1e3
 
 
 def _stage_rows(comparison: Comparison, contender: Contender) -> list[Row]:
