@@ -61,6 +61,7 @@ def main() -> int:
     if os.getppid() == 1:
         return EXIT_FAILED
     logging.basicConfig(level=logging.INFO, format="agentos-native: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # it would report every stream
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:

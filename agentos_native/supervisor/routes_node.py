@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -39,7 +40,9 @@ class NodeRoutes:
             Endpoint("GET", "/v1/check", self.check, "What this host can do", None, api.CheckReport),
             Endpoint("GET", "/v1/tenants", self.tenants, "Tenants", None, api.TenantList),
             Endpoint("GET", "/v1/tenants/{ref}", self.tenant, "One tenant", None, api.Tenant),
-            Endpoint("GET", "/v1/alloc", self.alloc, "The allocator's rows, in CPUs", None, api.AllocList),
+            Endpoint(
+                "GET", "/v1/alloc", self.alloc, "The allocator's rows, in CPUs", None, api.AllocList, query=("window",)
+            ),
             Endpoint("GET", "/v1/alloc/{ref}", self.explain, "Why an agent has what it has"),
             Endpoint("GET", "/v1/top", self.top, "Use and share of what runs"),
             Endpoint("GET", "/v1/events", self.events, "What happened, as JSON lines", None, api.Event, query=events),
@@ -77,17 +80,17 @@ class NodeRoutes:
             raise AgentosError("tenant-not-found", "no such tenant", name[:300], "`agentos-native tenant ls`")
         return tenant_view(self._host, name)
 
-    async def alloc(self, _request: Request) -> api.AllocList:
-        """One row for each running agent."""
-        return api.AllocList(rows=self._rows())
+    async def alloc(self, request: Request) -> api.AllocList:
+        """One row for each running agent; ``window``: averaged over so many seconds."""
+        return api.AllocList(rows=await self._rows(number(request, "window", float)))
 
-    def _rows(self) -> list[dict[str, Any]]:
+    async def _rows(self, window: float | None = None) -> list[dict[str, Any]]:
         rows = []
-        for row in self._shares.rows():
+        for row in await self._host.workers.call(self._shares.rows, window):
             agent = self._host.agents.by_id(row["agent_id"])
             if agent is not None:
                 spec = agent.record.spec
-                rows.append({**row, "name": spec.name, "type": spec.type})
+                rows.append(_finite({**row, "name": spec.name, "type": spec.type}))
         return rows
 
     async def explain(self, request: Request) -> dict[str, Any]:
@@ -97,11 +100,14 @@ class NodeRoutes:
             raise AgentosError(
                 "agent-not-running", f"the agent is {agent.record.state}", agent.where, "Start it first."
             )
-        return {"name": agent.record.spec.name, **self._shares.explain(agent.id)}
+        return {
+            "name": agent.record.spec.name,
+            **_finite(await self._host.workers.call(self._shares.explain, agent.id)),
+        }
 
     async def top(self, _request: Request) -> dict[str, Any]:
         """The allocator's rows with each cgroup's figures."""
-        by_id = {row["agent_id"]: row for row in self._rows()}
+        by_id = {row["agent_id"]: row for row in await self._rows()}
         rows = []
         for agent in self._host.agents:
             run = agent.run
@@ -145,6 +151,11 @@ def _top_row(view: api.Agent) -> dict[str, Any]:
             for name in ("cpu", "memory", "io")
         },
     }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: None stands for "no bound"."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 async def _encoded(events: AsyncIterator[api.Event]) -> AsyncIterator[bytes]:

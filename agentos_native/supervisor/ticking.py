@@ -1,7 +1,7 @@
 """The allocator's turn, once per period, in a thread of its own, so that a slow tick delays no request.
 
-`Shares` is what the rest of the supervisor sees: agents and tenants come and go under a lock that the tick holds, too.
-A tick over a thousand groups takes some milliseconds, during which an `add` waits.
+`Shares` is what the rest of the supervisor sees. The `Ticker` has a lock of its own: a tick over a thousand groups
+takes some milliseconds, during which an `add` waits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ class Shares:
         self._ticker = ticker
         self._period = period
         self._chore = chore
-        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
         self.failures = 0
@@ -48,6 +47,7 @@ class Shares:
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._ticker.close()
 
     def _loop(self) -> None:
         due = time.monotonic() + self._period
@@ -58,8 +58,7 @@ class Shares:
 
     def _turn(self) -> None:
         try:
-            with self._lock:
-                self._ticker.tick(time.monotonic())
+            self._ticker.tick(time.monotonic())
             self._chore()
         except (AgentosError, OSError, ValueError, ArithmeticError) as error:
             self.failures += 1
@@ -68,36 +67,29 @@ class Shares:
     def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None:
         """An agent runs."""
         requests, limits = spec.resources.requests, spec.resources.limits
-        with self._lock:
-            self._ticker.add(agent_id, ref, spec.weight, requests.cpu, limits.cpu)
+        self._ticker.add(agent_id, ref, spec.weight, requests.cpu, limits.cpu, spec.type)
 
     def remove(self, agent_id: str) -> None:
         """It has ended."""
-        with self._lock:
-            self._ticker.remove(agent_id)
+        self._ticker.remove(agent_id)
 
     def change(self, agent_id: str, spec: AgentSpec) -> None:
         """Its weight, request or limit is another now."""
         requests, limits = spec.resources.requests, spec.resources.limits
-        with self._lock:
-            self._ticker.change(agent_id, spec.weight, requests.cpu, limits.cpu)
+        self._ticker.change(agent_id, spec.weight, requests.cpu, limits.cpu)
 
     def set_tenant(self, spec: TenantSpec) -> None:
         """A tenant is declared, or declared anew."""
-        with self._lock:
-            self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
+        self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
 
     def remove_tenant(self, name: str) -> None:
         """Its declaration is gone."""
-        with self._lock:
-            self._ticker.remove_tenant(name)
+        self._ticker.remove_tenant(name)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The allocator's view of each agent, in CPUs."""
-        with self._lock:
-            return [dataclasses.asdict(row) for row in self._ticker.rows()]
+    def rows(self, window: float | None = None) -> list[dict[str, Any]]:
+        """The allocator's view of each agent, in CPUs; averaged over the last `window` seconds."""
+        return [dataclasses.asdict(row) for row in self._ticker.rows(window)]
 
     def explain(self, agent_id: str) -> dict[str, Any]:
         """Why one agent has what it has."""
-        with self._lock:
-            return self._ticker.explain(agent_id)
+        return self._ticker.explain(agent_id)
