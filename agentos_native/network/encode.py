@@ -163,7 +163,7 @@ def host_end(values: Values, node: str) -> list[Message]:
 
 
 def agent_end(values: Values) -> list[Message]:
-    """In the agent's namespace: loopback, addresses, the gateway and the way out.
+    """In the agent's namespace: its end of the wire, addresses, the gateway and the way out.
 
     The inner end comes up after the host's: the second end of a pair to come up can send at once, the first one only
     when the kernel's link watcher has run (net/core/link_watch.c).
@@ -176,7 +176,6 @@ def agent_end(values: Values) -> list[Message]:
     v4_attributes = [("IFA_LOCAL", values.ipv4), ("IFA_ADDRESS", values.ipv4)]
     v6_attributes: list[tuple[str, Any]] = [("IFA_ADDRESS", values.ipv6), v6_flags]
     return [
-        *loopback(),
         ("switch off address generation", no_link_local),
         ("bring eth0 up", _up(eth0)),
         ("add the address (IPv4)", _bytes(ifaddrmsg(), RTM_NEWADDR, _CREATE_NEW, v4, v4_attributes)),
