@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import os
 import stat
@@ -56,7 +57,12 @@ def open_source(source: Path | BinaryIO) -> Iterator[tuple[int, bool]]:
 def _stream_fd(stream: BinaryIO) -> Iterator[int]:
     """An fd that gives what `stream` gives: its own when it has no buffer, else a pipe fed by a thread."""
     if isinstance(stream, io.FileIO):
-        yield stream.fileno()
+        # another number, because the worker's own standard input takes the place of 0
+        descriptor = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
         return
     read_end, write_end = os.pipe()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 import time
 from typing import Final
 
@@ -26,7 +27,8 @@ class _Remover:
     def __init__(self, top: int) -> None:
         self._top = top
         self._moved: list[str] = []
-        self._number = 0
+        self._count = 0
+        self._prefix = secrets.token_hex(8)  # not to be guessed: a name that is taken would stop the removal
 
     def tree(self, parent: int, name: str, depth: int = 0) -> None:
         """Remove the directory `name` in `parent`."""
@@ -37,8 +39,8 @@ class _Remover:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         if depth >= _DEPTH_MAX:
-            self._number += 1
-            moved = f"\N{WASTEBASKET}{self._number}"
+            moved = f"{self._prefix}-{self._count}"
+            self._count += 1
             os.rename(name, moved, src_dir_fd=parent, dst_dir_fd=self._top)
             self._moved.append(moved)
             return

@@ -170,7 +170,7 @@ def _write(parent: int, name: str, content: bytes, id_base: int) -> None:
 
 
 def _rewrite_files(directory: int, id_base: int, files: Mapping[str, bytes]) -> None:
-    """Replace `files` in an upper that an agent has written to: none of its links is followed, no directory replaced."""
+    """Replace `files` in an upper that an agent has written to; follow none of its links, replace no directory."""
     for path, content in files.items():
         where = PurePosixPath(path)
         try:
@@ -240,9 +240,7 @@ def _overlay(lowers: Sequence[int], agent_dir: Path, read_only: bool, style: _St
             lowers = [upper, *lowers]
         _set_lowers(context, lowers, style)
         if not read_only:
-            with contextlib.suppress(FileNotFoundError):
-                # the mark of an earlier volatile mount: the kernel wants it gone by somebody who knows; see above
-                os.rmdir(agent_dir / _WORK / "work/incompat/volatile")
+            _forget_earlier_mount(agent_dir)
             work = _open(opened, os.open(agent_dir / _WORK, _PATH))
             _set_path(context, "upperdir", upper, style)
             _set_path(context, "workdir", work, style)
@@ -252,6 +250,14 @@ def _overlay(lowers: Sequence[int], agent_dir: Path, read_only: bool, style: _St
         kernel_mount.fsconfig_create(context)
         attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | (MOUNT_ATTR_RDONLY if read_only else 0)
         return kernel_mount.fsmount(context, kernel_mount.FSMOUNT_CLOEXEC, attributes)
+
+
+def _forget_earlier_mount(agent_dir: Path) -> None:
+    """Remove the mark of an earlier volatile mount: the kernel wants that done by somebody who knows; see above."""
+    mark = agent_dir / _WORK / "work/incompat/volatile"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(mark / "dirty")
+        os.rmdir(mark)
 
 
 def _open(opened: contextlib.ExitStack, descriptor: int) -> int:
@@ -279,9 +285,10 @@ def _attached(lowers: Sequence[int], agent_dir: Path) -> Iterator[None]:
     """Have the clones in this mount namespace for as long as the overlay takes to clone them itself."""
     points: list[str] = []
     try:
+        (agent_dir / _LOWER).mkdir(exist_ok=True)
         for number, lower in enumerate(lowers):
             point = agent_dir / _LOWER / str(number)
-            point.mkdir(parents=True, exist_ok=True)
+            point.mkdir(exist_ok=True)
             kernel_mount.move_mount(lower, "", AT_FDCWD, str(point), kernel_mount.MOVE_MOUNT_F_EMPTY_PATH)
             points.append(str(point))
         yield

@@ -200,7 +200,7 @@ class TreeWriter:
         )
 
     def _replacing(self, parent: int, name: bytes, entry: Entry, make: Callable[[], int | None]) -> int:
-        """`make()`, with an earlier entry of the same name taken out of the way as by tar; an fd where `make` gives one."""
+        """`make()`, with an earlier entry of that name taken out of the way as by tar; an fd if `make` gives one."""
         try:
             return make() or 0
         except FileExistsError:
