@@ -37,8 +37,8 @@ class Lifecycle:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self._tasks = Tasks()
-        self.runner = Runner(host, self._tasks)
+        self.tasks = Tasks()
+        self.runner = Runner(host, self.tasks)
         self.runner.on_timeout = partial(self.stop, reason=TIMED_OUT)
         self.runner.on_auto_remove = self._remove_locked
 
@@ -110,7 +110,7 @@ class Lifecycle:
         try:
             await self.start(agent)
         except BaseException:
-            await self._tasks.unbroken(self.remove(agent, force=True))
+            await self.tasks.unbroken(self.remove(agent, force=True))
             raise
         return agent
 
@@ -161,7 +161,7 @@ class Lifecycle:
         Raises:
             AgentosError: it runs already, does not fit any more, or a stage failed (everything undone).
         """
-        await self._tasks.unbroken(self._start(agent))
+        await self.tasks.unbroken(self._start(agent))
 
     async def _start(self, agent: Agent) -> None:
         async with agent.lock:
@@ -191,7 +191,7 @@ class Lifecycle:
 
         An agent that does not run is only kept from being restarted.
         """
-        await self._tasks.unbroken(self._stop(agent, grace, signal, reason))
+        await self.tasks.unbroken(self._stop(agent, grace, signal, reason))
 
     async def _stop(self, agent: Agent, grace: float | None, signal: str | None, reason: str) -> None:
         spec = agent.record.spec
@@ -291,7 +291,7 @@ class Lifecycle:
         if not keep:
             stops = [self.stop(agent, reason=SUPERVISOR_STOPPED) for agent in self.host.agents if agent.live]
             await asyncio.gather(*stops, return_exceptions=True)
-        await self._tasks.close()
+        await self.tasks.close()
         for agent in self.host.agents:
             if agent.run is not None:
                 agent.run.close()

@@ -32,7 +32,11 @@ from agentos_native.supervisor.lifecycle import SUPERVISOR_STOPPED, Lifecycle
 from agentos_native.supervisor.logs import LogWriter
 from agentos_native.supervisor.registry import decode_record
 from agentos_native.supervisor.starting import empty_and_remove
+from agentos_native.supervisor.streams import readable
 from agentos_native.wire.api import LIVE_STATES
+
+_REAPED_WITHIN = 50
+"""Hundredths of a second that an adopted agent's new parent is given to reap it."""
 
 
 class Recovery:
@@ -109,7 +113,7 @@ class Recovery:
             return None
         pid, pidfd = found
         ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        asyncio.get_running_loop().add_reader(pidfd, _foreign_end, pidfd, ended)
+        self._lifecycle.tasks.spawn(_foreign_end(pidfd, ended))
         return Run(group, pid, pidfd, ended)
 
     def _adopt(self, agent: Agent, run: Run) -> None:
@@ -253,14 +257,27 @@ def _readable(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], 0)[0])
 
 
-def _foreign_end(pidfd: int, ended: asyncio.Future[Ending]) -> None:
-    """An agent whose launcher died has ended: its status is the new parent's, known here only where the kernel tells
-    it."""
-    asyncio.get_running_loop().remove_reader(pidfd)
-    status = exit_status_of(pidfd)
+async def _foreign_end(pidfd: int, ended: asyncio.Future[Ending]) -> None:
+    """An agent whose launcher died has ended: its new parent gets the status, and where the kernel can, it tells us,
+    too.
+
+    The pidfd becomes readable when the process is dead; its status can be read only once its parent has reaped it.
+    """
+    own = os.dup(pidfd)
+    try:
+        await readable(own)
+        ended_at = time.time()
+        status = None
+        for _ in range(_REAPED_WITHIN):
+            status = exit_status_of(own)
+            if status is not None:
+                break
+            await asyncio.sleep(0.01)
+    finally:
+        os.close(own)
     code = os.waitstatus_to_exitcode(status) if status is not None else None
     if not ended.done():
-        ended.set_result(Ending(128 - code if code is not None and code < 0 else code, time.time(), None))
+        ended.set_result(Ending(128 - code if code is not None and code < 0 else code, ended_at, None))
 
 
 def _clear_execs(group: Group) -> int:

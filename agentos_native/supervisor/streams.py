@@ -125,7 +125,7 @@ async def read_some(fd: int) -> bytes:
         try:
             return os.read(fd, _CHUNK)
         except BlockingIOError:
-            await _ready(fd, writing=False)
+            await readable(fd)
         except OSError:
             return b""
 
@@ -141,6 +141,11 @@ async def write_all(fd: int, data: bytes) -> bool:
         except OSError:
             return False
     return True
+
+
+async def readable(fd: int) -> None:
+    """Wait until `fd` can be read (a pidfd: until its process has ended)."""
+    await _ready(fd, writing=False)
 
 
 async def _ready(fd: int, *, writing: bool) -> None:
