@@ -1,0 +1,315 @@
+"""One turn of the tick: measure → estimate demand → allocate → write the weights that differ.
+
+The Ticker is called from one worker thread for `tick` and from others for the rest; a lock makes that safe, so an `add`
+waits for a running tick at most (some milliseconds at a thousand agents). It holds two open files for each agent, and a
+third for an agent whose weight it has had to write.
+
+Nothing a group does can stop a tick: a group that is gone is reported once and skipped until it is removed.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from agentos_native import alloc
+from agentos_native.alloc import Warm, demand
+from agentos_native.alloc.waterfill import Floats
+from agentos_native.cgroup import GroupRef, Tree, sensors
+from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
+from agentos_native.cgroup.sensors import GONE
+from agentos_native.errors import AgentosError
+from agentos_native.spec.model import PRIORITIES, Priority
+from agentos_native.supervisor.tick_groups import GroupFiles, differs
+from agentos_native.supervisor.tick_meter import Measured, Meter, Sample
+from agentos_native.supervisor.tick_rows import AllocationRow, build, explain
+from agentos_native.supervisor.tick_slots import Agent, Slots, Tenant
+
+COMPILE_FROM: Final = 200
+"""Agents from which the compiled engine is worth its memory (over 100 MB); NumPy and Python serve fewer well."""
+REFRESH: Final = 60.0
+"""Seconds in which every weight file is read again once: others may have written."""
+SMOOTHING: Final = 3.0
+"""Seconds over which the capacity is averaged."""
+
+OnEvent = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class TickResult:
+    """What one tick did.
+
+    Attributes:
+        agents: cared for.
+        writes, failures: weights written, and those the kernel refused.
+        duration: seconds.
+        capacity: CPUs that were divided.
+        engine: numpy or numba.
+        gone: agents whose groups have vanished since the last tick.
+    """
+
+    agents: int
+    writes: int
+    failures: int
+    duration: float
+    capacity: float
+    engine: str
+    gone: tuple[str, ...] = ()
+
+
+class Ticker:
+    """Owns the slots, their sensors and the weights of every group in the tree.
+
+    Args:
+        tree: opened; where it lacks the cpu controller the ticker only measures.
+        cpus: of the machine, or fewer where the node shall divide fewer.
+        on_event: called with ("cgroup-gone", agent id) from within `tick`.
+        compile_from: agents from which the compiled engine is loaded, in a thread of its own; 0: never.
+    """
+
+    def __init__(
+        self, tree: Tree, cpus: float, on_event: OnEvent | None = None, *, compile_from: int = COMPILE_FROM
+    ) -> None:
+        self._tree = tree
+        self._cpus = cpus
+        self._on_event = on_event
+        self._compile_from = compile_from
+        self._loader: threading.Thread | None = None
+        self._lock = threading.RLock()
+        self._slots = Slots()
+        self._meter = Meter(tree.path, cpus, self._slots.capacity)
+        self._weights = WeightFiles(self._slots.capacity)
+        self._groups = GroupFiles(tree)
+        self._demand: Floats = np.zeros(self._slots.capacity)
+        self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
+        self._entitled: Floats = np.zeros(self._slots.capacity)
+        self._reported: set[str] = set()
+        self._warm = Warm()
+        self._last: Sample | None = None
+        self._before_last: Sample | None = None
+        self._capacity = cpus
+        self._refreshed = 0.0
+
+    @property
+    def enforced(self) -> bool:
+        """Whether weights can be written at all on this host."""
+        return "cpu" in self._tree.controllers
+
+    # -- who is there -------------------------------------------------------------------------------------------
+
+    def set_tenant(
+        self, name: str, weight: int, priority: Priority, cpu_request_millis: int, cpu_limit_millis: int | None
+    ) -> None:
+        """A tenant's settings; a tenant that is not set has weight 100, priority normal, and nothing else."""
+        tier = PRIORITIES.index(priority)
+        with self._lock:
+            self._slots.set_tenant(Tenant(name, weight, tier, cpu_request_millis / 1000, _cpus(cpu_limit_millis)))
+
+    def remove_tenant(self, name: str) -> None:
+        with self._lock:
+            self._slots.remove_tenant(name)
+
+    def add(
+        self,
+        agent_id: str,
+        ref: GroupRef,
+        weight: int,
+        cpu_request_millis: int,
+        cpu_limit_millis: int | None,
+        agent_type: str = "",
+    ) -> None:
+        """Take in an agent whose group exists. It counts as wanting all it may have until it has been measured."""
+        request, limit = cpu_request_millis / 1000, _cpus(cpu_limit_millis)
+        path = self._tree.get(ref).path
+        with self._lock:
+            self.remove(agent_id)
+            slot = self._slots.add(Agent(agent_id, ref, -1, weight, request, limit, agent_type)).slot
+            self._grow()
+            self._meter.open(slot, path, time.monotonic())
+            if self.enforced:
+                self._weights.open(slot, path)
+            self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
+            self._tasks[slot] = 0
+
+    def _grow(self) -> None:
+        more = self._slots.capacity - len(self._demand)
+        if more > 0:
+            self._meter.grow(self._slots.capacity)
+            self._weights.grow(self._slots.capacity)
+            self._demand, self._tasks, self._entitled = (
+                np.append(array, np.zeros(more)) for array in (self._demand, self._tasks, self._entitled)
+            )
+
+    def change(
+        self,
+        agent_id: str,
+        weight: int,
+        cpu_request_millis: int,
+        cpu_limit_millis: int | None,
+        ref: GroupRef | None = None,
+    ) -> None:
+        """New settings for an agent; with another `ref`, in another group (it is then measured afresh)."""
+        with self._lock:
+            agent = self._agent(agent_id)
+            if ref is not None and ref != agent.ref:
+                self.add(agent_id, ref, weight, cpu_request_millis, cpu_limit_millis, agent.agent_type)
+                return
+            limit = _cpus(cpu_limit_millis)
+            self._slots.change(replace(agent, weight=weight, request=cpu_request_millis / 1000, limit=limit))
+
+    def remove(self, agent_id: str) -> None:
+        """Forget an agent and close its files; nothing happens when it is not there."""
+        with self._lock:
+            agent = self._slots.remove(agent_id)
+            if agent is not None:
+                self._meter.sensors.close(agent.slot)
+                self._weights.close(agent.slot)
+                self._reported.discard(agent_id)
+
+    def _agent(self, agent_id: str) -> Agent:
+        try:
+            return self._slots.agents[agent_id]
+        except KeyError:
+            raise AgentosError("no-such-agent", "the allocator has no such agent", agent_id) from None
+
+    def close(self) -> None:
+        """Close every file; the groups and their weights stay as they are."""
+        with self._lock:
+            self._meter.close()
+            self._weights.close_all()
+            self._groups.close()
+
+    # -- the turn -----------------------------------------------------------------------------------------------
+
+    def tick(self, now: float) -> TickResult:
+        """Measure, allocate, write; `now` is time.monotonic()."""
+        with self._lock:
+            began = time.perf_counter()
+            slots = self._slots.plan().slots
+            sample = self._meter.read(slots, now)
+            gone = self._report_gone()
+            if self._last is not None and now - self._last.time > 1e-3:
+                self._update(self._meter.between(self._last, sample, slots, self._slots.limit[slots]))
+            problem = self._slots.problem(self._capacity, self._demand[slots])
+            solution = alloc.solve(problem, self._warm)
+            self._entitled[slots] = solution.share
+            writes, failures = 0, 0
+            if self.enforced:
+                self._refresh(now)
+                writes, failures = self._write(alloc.kernel_weights(problem, solution))
+            self._before_last, self._last = self._last, sample
+            self._meter.keep(sample)
+            self._load_engine(len(slots))
+            duration = time.perf_counter() - began
+            return TickResult(len(slots), writes, failures, duration, self._capacity, alloc.engine(), gone)
+
+    def _report_gone(self) -> tuple[str, ...]:
+        status = self._meter.sensors.status
+        if not (status[self._slots.plan().slots] == GONE).any():
+            return ()
+        missing = [agent.agent_id for agent in self._slots.agents.values() if status[agent.slot] == GONE]
+        gone = tuple(agent_id for agent_id in missing if agent_id not in self._reported)
+        self._reported.update(gone)
+        for agent_id in gone:
+            if self._on_event is not None:
+                self._on_event("cgroup-gone", agent_id)
+        return gone
+
+    def _update(self, measured: Measured) -> None:
+        """Carry demand and capacity on by what was measured since the last tick."""
+        slots = self._slots.plan().slots
+        smoothed = demand.smooth(self._demand[slots], self._wanted(measured), measured.window)
+        self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
+        part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
+        self._capacity += part * (measured.capacity - self._capacity)
+
+    def _wanted(self, measured: Measured) -> Floats:
+        """The demand of each agent of the plan, in CPUs: never more than its limit or its threads can use."""
+        slots = self._slots.plan().slots
+        unknown = np.isnan(measured.stalled)
+        wanted = demand.estimate(measured.used, measured.stalled)
+        wanted = np.where(unknown, demand.without_pressure(measured.used, self._entitled[slots]), wanted)
+        wanted = np.minimum(wanted, np.minimum(self._slots.limit[slots], self._cpus))
+        # threads are counted only for those that would otherwise get more than their last known number allows
+        for index in np.flatnonzero(wanted > np.maximum(self._tasks[slots], 1.0)).tolist():
+            slot = int(slots[index])
+            self._tasks[slot] = sensors.read_tasks(self._tree.get(self._slots.at(slot).ref).path) or np.inf
+        return np.minimum(wanted, np.maximum(np.where(self._tasks[slots] > 0, self._tasks[slots], np.inf), 1.0))
+
+    def _write(self, weights: alloc.Weights) -> tuple[int, int]:
+        """Write the weights that differ enough from what the files hold."""
+        plan = self._slots.plan()
+        plain = self._slots.weight[plan.slots].astype(np.int64)
+        due = differs(weights.agent, self._weights.written[plan.slots], plain)
+        due &= self._meter.sensors.status[plan.slots] != GONE
+        done = self._weights.write(plan.slots[due], weights.agent[due])
+        writes, failures = self._groups.write(plan, weights)
+        return writes + int(done.sum()), failures + int((~done).sum())
+
+    def _refresh(self, now: float) -> None:
+        """Read each weight file once in REFRESH seconds, a few at each tick."""
+        slots = self._slots.plan().slots
+        since, self._refreshed = self._refreshed, now
+        if since == 0.0:
+            return
+        begin, end = (int(part / REFRESH * len(slots)) for part in (since % REFRESH, since % REFRESH + now - since))
+        for index in range(begin, min(end, begin + len(slots))):
+            self._weights.refresh(int(slots[index % len(slots)]))
+        if now // REFRESH != since // REFRESH:
+            self._groups.refresh()
+
+    def _load_engine(self, agents: int) -> None:
+        """Load the compiled engine in a thread once there are enough agents; until it is there NumPy goes on."""
+        if self._loader is not None or not self._compile_from or agents < self._compile_from:
+            return
+
+        def load() -> None:
+            if alloc.load_compiled():
+                sensors.use_compiled()
+
+        self._loader = threading.Thread(target=load, name="compile", daemon=True)
+        self._loader.start()
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def rows(self, window: float | None = None) -> list[AllocationRow]:
+        """One row for each agent, by tenant and tier.
+
+        Args:
+            window: seconds to average over, at most `tick_meter.KEPT`; what agents are entitled to then follows from
+                their mean demand. None: since the tick before the last, with the demand that the last tick went by.
+        """
+        with self._lock:
+            plan = self._slots.plan()
+            if not len(plan.slots):
+                return []
+            if self._last is None:
+                self.tick(time.monotonic())
+            now = time.monotonic()
+            sample = self._meter.read(plan.slots, now)
+            before = self._meter.begin_of(window, now) if window is not None else self._before_last
+            before = before or self._last
+            assert before is not None
+            measured = self._meter.between(before, sample, plan.slots, self._slots.limit[plan.slots])
+            if window is None:
+                measured = replace(measured, capacity=self._capacity)
+                wanted = self._demand[plan.slots]
+            else:
+                wanted = self._wanted(measured)
+            problem = self._slots.problem(measured.capacity, wanted)
+            kernel = self._weights.written if self.enforced else np.full(self._slots.capacity, UNKNOWN)
+            return build(self._slots, problem, alloc.solve(problem), measured, self._meter.sensors.usage, kernel)
+
+    def explain(self, agent_id: str) -> dict[str, Any]:
+        """Why this agent has what it has: figures and words; AgentosError ``no-such-agent``."""
+        with self._lock:
+            return explain(self._agent(agent_id), self.rows())
+
+
+def _cpus(millis: int | None) -> float:
+    return float("inf") if millis is None else millis / 1000
