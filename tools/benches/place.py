@@ -99,7 +99,9 @@ class Place:
     """What a benchmark works with.
 
     Args:
-        directory: for state; on the same filesystem for everybody who is compared.
+        directory: for state, the same tmpfs for everybody who is compared. On ext4 a benchmark would slow itself down:
+            an inode that was deleted less than a minute ago is not used again, and each new file looks at all of
+            those (recently_deleted in fs/ext4/ialloc.c).
         cgroup: the benchmark's own group, with the controllers that exist handed down to its children.
         image: an unpacked root filesystem: busybox, and `stamp`.
         programs: the compiled C programs.
@@ -119,14 +121,15 @@ def place(programs: Path) -> Iterator[Place]:
     cgroup = cgroup2_mount() / f"agentos-bench-{os.getpid()}"
     directory = Path(tempfile.mkdtemp(prefix="agentos-bench-", dir="/var/tmp"))
     try:
-        directory.chmod(0o711)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=711", "bench", str(directory)], check=True)
         make_group(cgroup)
         image = directory / "image"
         _make_image(image, programs)
         yield Place(directory, cgroup, image, programs)
     finally:
         remove_group(cgroup)
-        shutil.rmtree(directory, ignore_errors=True)
+        subprocess.run(["umount", "--lazy", str(directory)], check=False)
+        directory.rmdir()
 
 
 def make_group(path: Path) -> None:
