@@ -68,11 +68,19 @@ class NamespaceMaker:
         with contextlib.suppress(IndexError):
             order.set_result(self._shelf.popleft())
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="netns-maker", daemon=True)
-                self._thread.start()
+            self._ensure_thread()
             self._orders.put(order)  # a filled one too: it tells the maker that the shelf has room
         return order.result()
+
+    def start(self) -> None:
+        """Begin to stock the shelf. Idempotent."""
+        with self._lock:
+            self._ensure_thread()
+
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="netns-maker", daemon=True)
+            self._thread.start()
 
     def close(self) -> None:
         """End the thread and clear the shelf; a later `make` starts anew."""

@@ -47,6 +47,7 @@ MODES: Final = ("none", "isolated", "egress")
 """none: loopback only. isolated: a wire that nothing passes but answers to the host. egress: the outside, never host or
 agents."""
 
+NAMESPACES_AHEAD: Final = 4
 _AGENT_ID: Final = re.compile(r"[0-9a-f]{12}")
 
 
@@ -76,7 +77,9 @@ class NodeNetwork:
         ahead: namespaces to keep ready (each holds some 300 KiB of kernel memory); they make the next starts faster.
     """
 
-    def __init__(self, node: str, block: int, *, connections: int = CONNECTIONS_PER_AGENT, ahead: int = 0) -> None:
+    def __init__(
+        self, node: str, block: int, *, connections: int = CONNECTIONS_PER_AGENT, ahead: int = NAMESPACES_AHEAD
+    ) -> None:
         self._node = node
         self._block = block
         self._connections = connections
@@ -99,14 +102,18 @@ class NodeNetwork:
                 reason.
         """
         self._unavailable = None
+        was_open = self._host is not None
         try:
             self._open()
             with _stage("sweep", f"node {self._node}"):
                 leftovers.sweep(self._opened(), self._block)
         except AgentosError as error:
             if required:
+                if not was_open:
+                    self.close()
                 raise
             self._unavailable = error
+        self._maker.start()
 
     def _open(self) -> None:
         where = f"node {self._node}"

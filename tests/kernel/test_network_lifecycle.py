@@ -40,7 +40,7 @@ def world() -> Iterator[World]:
 
 @pytest.fixture
 def network(world: World) -> Iterator[NodeNetwork]:
-    made = NodeNetwork("life", 2)
+    made = NodeNetwork("life", 2, ahead=0)
     made.open()
     yield made
     with contextlib.suppress(AgentosError):
@@ -50,7 +50,7 @@ def network(world: World) -> Iterator[NodeNetwork]:
 def fresh(network: NodeNetwork) -> NodeNetwork:
     """The same node after its supervisor died without a word: another object that knows nothing yet."""
     network.close()
-    successor = NodeNetwork("life", 2)
+    successor = NodeNetwork("life", 2, ahead=0)
     successor.open()
     return successor
 
@@ -389,7 +389,7 @@ def test_many_threads_make_and_destroy_at_the_same_time(network: NodeNetwork) ->
 
 def test_a_closed_node_leaves_no_fd_and_no_thread(world: World) -> None:
     fds = networks.open_fds()
-    network = NodeNetwork("short", 6)
+    network = NodeNetwork("short", 6, ahead=0)
     network.open()
     os.close(network.create(0, ID, "isolated").netns_fd)
     network.teardown()
@@ -409,7 +409,6 @@ def test_namespaces_made_ahead_are_used_replaced_and_not_leaked(world: World) ->
             time.sleep(0.005)
         return len(shelf) == 2
 
-    os.close(network.create(0, ID, "isolated").netns_fd)  # starts the maker
     for slot in (1, 2):
         assert stocked()
         ready = {os.fstat(namespace.fd).st_ino for namespace in shelf}
