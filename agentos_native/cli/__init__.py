@@ -5,6 +5,6 @@ from __future__ import annotations
 
 def main() -> int:
     """The console script ``agentos-native``; returns the exit status."""
-    from agentos_native.cli.main import run
+    from agentos_native.cli.entry import run
 
     return run()

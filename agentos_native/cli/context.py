@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
-from click.shell_completion import CompletionItem
 
 from agentos_native.errors import EXIT_FAILED, AgentosError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     from agentos_native.client import Client
 
 _P = ParamSpec("_P")
@@ -42,6 +43,8 @@ class _Names(click.ParamType[str, str]):
         self._ask = ask
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        from click.shell_completion import CompletionItem
+
         try:
             return [CompletionItem(name) for name in self._ask(client_of(ctx)) if name.startswith(incomplete)]
         except AgentosError:

@@ -1,7 +1,7 @@
 """A supervisor inside one command, when none answers.
 
-The command starts launcher and supervisor as its children, in a session of their own so that Ctrl-C reaches only the
-program and not them. Two pipes tie them together: the supervisor writes to one when its API answers (``--ready-fd``), and
+The command starts launcher and supervisor as its children, in a session of their own so that Ctrl-C reaches only
+the program. Two pipes tie them together: the supervisor writes to one when its API answers (``--ready-fd``), and
 stops, with its agents, when the other's end in this process is closed, however this process ended (``--lifeline-fd``).
 """
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
+
+import msgspec
 
 STATE_COLOURS: Final = {
     "running": "green",
@@ -22,19 +23,17 @@ STATE_COLOURS: Final = {
 
 def to_plain(value: Any) -> Any:
     """Structures of `wire.api` as builtins."""
-    import msgspec
-
     return msgspec.to_builtins(value)
 
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
-    print(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def print_line(value: Any) -> None:
     """One JSON value in one line, at once: for streams."""
-    print(json.dumps(to_plain(value), ensure_ascii=False), flush=True)
+    print(msgspec.json.encode(value).decode(), flush=True)
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
@@ -125,6 +124,6 @@ def sections(value: Any, indent: int = 0) -> None:
         elif isinstance(item, list):
             print(f"{pad}{shown}:")
             for part in item:
-                print(f"{pad}  - " + json.dumps(part, ensure_ascii=False))
+                print(f"{pad}  - " + msgspec.json.encode(part).decode())
         else:
             print(f"{pad}{shown}: {item}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_SOCKET = "/run/agentos/agentos.sock"
 _Body = TypeVar("_Body")
-_JSON = {"Content-Type": "application/json"}
+_PIECE = 1 << 18
 
 
 class Client:
@@ -47,37 +46,17 @@ class Client:
     def _exchange(self, method: str, target: str, body: Any, timeout: float | None) -> bytes:
         encoded = None if body is None else msgspec.json.encode(body)
         seconds = self.timeout if timeout == -1.0 else timeout
-        connection, response = transport.send(
-            self.socket, method, target, body=encoded, headers=_JSON if encoded else {}, timeout=seconds
-        )
-        try:
-            return response.read()
-        except (OSError, http.client.HTTPException) as error:
-            raise transport.lost(error, f"{method} {target.partition('?')[0]}")
-        finally:
-            connection.close()
+        with transport.Exchange(self.socket, method, target, body=encoded, timeout=seconds) as exchange:
+            return exchange.read()
 
     def _typed(
         self, kind: type[_Body], method: str, target: str, body: Any = None, timeout: float | None = -1.0
     ) -> _Body:
-        answer = self._exchange(method, target, body, timeout)
-        try:
-            return msgspec.json.decode(answer, type=kind)
-        except msgspec.DecodeError as error:
-            raise AgentosError(
-                "internal", f"an answer that is not understood ({error})", target, "are both of one version?"
-            )
+        return _decoded(self._exchange(method, target, body, timeout), kind, target)
 
     def _lines(self, target: str) -> Iterator[bytes]:
-        connection, response = transport.send(self.socket, "GET", target)
-        try:
-            while line := response.readline():
-                if line.strip():
-                    yield line
-        except (OSError, http.client.HTTPException) as error:
-            raise transport.lost(error, target.partition("?")[0])
-        finally:
-            connection.close()
+        with transport.Exchange(self.socket, "GET", target) as exchange:
+            yield from exchange.lines()
 
     # -- the node ------------------------------------------------------------------------------------------------
 
@@ -237,24 +216,19 @@ class Client:
         if isinstance(source, str):
             target = "/v1/images" + _query({"name": name, "source": os.path.abspath(source)})
             return self._typed(api.ImageBody, "POST", target, None, None)
-        headers = {"Content-Type": "application/x-tar", "Transfer-Encoding": "chunked"}
-        pieces = iter(lambda: source.read(1 << 18), b"")
-        connection, response = transport.send(
-            self.socket, "POST", "/v1/images" + _query({"name": name}), body=_chunked(pieces), headers=headers
+        target = "/v1/images" + _query({"name": name})
+        pieces = iter(lambda: source.read(_PIECE), b"")
+        with transport.Exchange(self.socket, "POST", target, body=pieces, content_type="application/x-tar") as exchange:
+            return _decoded(exchange.read(), api.ImageBody, target)
+
+
+def _decoded(answer: bytes, kind: type[_Body], target: str) -> _Body:
+    try:
+        return msgspec.json.decode(answer, type=kind)
+    except msgspec.DecodeError as error:
+        raise AgentosError(
+            "internal", f"an answer that is not understood ({error})", target, "are both of one version?"
         )
-        try:
-            return msgspec.json.decode(response.read(), type=api.ImageBody)
-        except (OSError, http.client.HTTPException) as error:
-            raise transport.lost(error, "POST /v1/images")
-        finally:
-            connection.close()
-
-
-def _chunked(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The pieces in chunked coding: http.client leaves that to whoever sets the header."""
-    for piece in pieces:
-        yield b"%x\r\n%b\r\n" % (len(piece), piece)
-    yield b"0\r\n\r\n"
 
 
 def _bodies(documents: Iterable[Document]) -> list[api.DocumentBody]:

@@ -6,12 +6,12 @@ be sent at once waits in `_unsent`, so that a program which writes before it rea
 
 from __future__ import annotations
 
-import json
 import os
 import select
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
+import msgspec
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -104,7 +104,7 @@ class Stream:
 
     def resize(self, columns: int, rows: int) -> None:
         """The terminal's new size."""
-        self.send(api.CHANNEL_RESIZE, json.dumps({"Width": columns, "Height": rows}).encode())
+        self.send(api.CHANNEL_RESIZE, msgspec.json.encode({"Width": columns, "Height": rows}))
 
     @property
     def unsent(self) -> int:
@@ -203,12 +203,9 @@ class Stream:
 
 def _status(data: bytes) -> api.StreamStatus:
     try:
-        said: Any = json.loads(data)
-        return api.StreamStatus(
-            exit_status=said.get("exit_status"), reason=said.get("reason") or "", error=said.get("error")
-        )
-    except (ValueError, AttributeError):
-        return api.StreamStatus(error=AgentosError("internal", "a stream status that is not JSON").to_dict())
+        return msgspec.json.decode(data, type=api.StreamStatus)
+    except msgspec.DecodeError:
+        return api.StreamStatus(error=AgentosError("internal", "a stream status that is not understood").to_dict())
 
 
 def write_all(fd: int, data: bytes) -> None:

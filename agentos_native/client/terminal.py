@@ -73,7 +73,7 @@ class Pump:
 
     def _loop(self, selector: selectors.BaseSelector) -> None:
         watched: int | None = None
-        while not self._stream.closed:
+        while self._stream.pending or not self._stream.closed:
             wanted = self._stdin if self._stream.unsent < _HIGH_WATER else None
             if wanted != watched:
                 if watched is not None:
@@ -83,10 +83,11 @@ class Pump:
                 watched = wanted
             events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._stream.unsent else 0)
             selector.modify(self._stream, events, self._receive)
-            for key, _ in selector.select(0 if self._stream.pending else None):
-                key.data()
             if self._stream.pending:
                 self._receive()
+                continue
+            for key, _ in selector.select():
+                key.data()
 
     def _receive(self) -> None:
         self._stream.flush()

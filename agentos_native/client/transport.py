@@ -1,18 +1,22 @@
-"""HTTP/1.1 over a unix socket, and what its failures mean to a user."""
+"""HTTP/1.1 over a unix socket (by h11, which streams need anyway), and what its failures mean to a user.
+
+Not http.client: it pulls in ssl and the e-mail parser, a third of what a short command costs in all.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import socket
-from collections.abc import Iterable, Mapping
-from typing import IO, Any, Final
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import h11
+import msgspec
 
 from agentos_native.errors import AgentosError
 
 MAX_SOCKET_PATH: Final = 107
 """Bytes of sun_path less its NUL (unix(7))."""
+_READ: Final = 64 * 1024
 
 
 def connect(path: str, timeout: float | None) -> socket.socket:
@@ -33,43 +37,101 @@ def connect(path: str, timeout: float | None) -> socket.socket:
     return sock
 
 
-class UnixConnection(http.client.HTTPConnection):
-    """`http.client` with the one method replaced that knows about addresses."""
+class Exchange:
+    """One request and its answer on a connection of their own; a context that closes it.
 
-    def __init__(self, path: str, timeout: float | None) -> None:
-        super().__init__("agentos", timeout=timeout)
-        self._path = path
-        self._seconds = timeout
+    Args:
+        path: the socket.
+        target: path and query.
+        body: all of it, or its pieces (sent in chunked coding as they come).
+        timeout: seconds for each step; None: no limit.
 
-    def connect(self) -> None:
-        self.sock = connect(self._path, self._seconds)
+    Raises the `AgentosError` that an answer of 400 or more carries, or ``connection-lost`` or ``timeout``.
+    """
 
+    def __init__(
+        self,
+        path: str,
+        method: str,
+        target: str,
+        *,
+        body: bytes | Iterable[bytes] | None = None,
+        content_type: str = "application/json",
+        timeout: float | None = None,
+    ) -> None:
+        self._where = f"{method} {target.partition('?')[0]}"
+        self._http = h11.Connection(h11.CLIENT)
+        self._sock = connect(path, timeout)
+        try:
+            self._send(method, target, body, content_type)
+            response = self._response()
+            if response.status_code >= 400:
+                raise error_of(response.status_code, self.read())
+        except BaseException:
+            self.close()
+            raise
 
-def send(
-    path: str,
-    method: str,
-    target: str,
-    *,
-    body: bytes | IO[bytes] | Iterable[bytes] | None = None,
-    headers: Mapping[str, str] | None = None,
-    timeout: float | None = None,
-) -> tuple[UnixConnection, http.client.HTTPResponse]:
-    """One request; the answer's body is unread. An answer of 400 or more is raised as the `AgentosError` it carries."""
-    connection = UnixConnection(path, timeout)
-    try:
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            # the server may have refused a long body before its end: its answer says why
-            connection.request(method, target, body, dict(headers or {}))
-        response = connection.getresponse()
-        if response.status >= 400:
-            raise error_of(response.status, response.read())
-        return connection, response
-    except (OSError, http.client.HTTPException) as error:
-        connection.close()
-        raise lost(error, f"{method} {target.partition('?')[0]}")
-    except BaseException:
-        connection.close()
-        raise
+    def _send(self, method: str, target: str, body: bytes | Iterable[bytes] | None, content_type: str) -> None:
+        headers = [("Host", "agentos"), ("Connection", "close")]
+        if isinstance(body, bytes):
+            headers += [("Content-Type", content_type), ("Content-Length", str(len(body)))]
+        elif body is not None:
+            headers += [("Content-Type", content_type), ("Transfer-Encoding", "chunked")]
+        pieces = [body] if isinstance(body, bytes) else body or ()
+        try:
+            self._sock.sendall(self._bytes(h11.Request(method=method, target=target, headers=headers)))
+            for piece in pieces:
+                self._sock.sendall(self._bytes(h11.Data(data=piece)))
+            self._sock.sendall(self._bytes(h11.EndOfMessage()))
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # a server may refuse a long body before its end; then its answer says why
+        except OSError as error:
+            raise lost(error, self._where)
+
+    def _bytes(self, event: h11.Request | h11.Data | h11.EndOfMessage) -> bytes:
+        return self._http.send(event) or b""
+
+    def _event(self) -> Any:
+        try:
+            while (event := self._http.next_event()) is h11.NEED_DATA:
+                self._http.receive_data(self._sock.recv(_READ))
+            return event
+        except (OSError, h11.RemoteProtocolError) as error:
+            raise lost(error, self._where)
+
+    def _response(self) -> h11.Response:
+        while not isinstance(event := self._event(), h11.Response):
+            if isinstance(event, h11.ConnectionClosed):
+                raise lost(ConnectionError("it closed the connection"), self._where)
+        return event
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The answer's body in pieces, as they arrive."""
+        while isinstance(event := self._event(), h11.Data):
+            yield bytes(event.data)
+
+    def read(self) -> bytes:
+        """The rest of the answer's body."""
+        return b"".join(self)
+
+    def lines(self) -> Iterator[bytes]:
+        """The answer's body line by line, each as soon as it is there; without empty ones."""
+        begun = b""
+        for piece in self:
+            *whole, begun = (begun + piece).split(b"\n")
+            yield from filter(None, whole)
+        if begun:
+            yield begun
+
+    def close(self) -> None:
+        """Hang up."""
+        self._sock.close()
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def lost(error: Exception, where: str) -> AgentosError:
@@ -84,7 +146,7 @@ def lost(error: Exception, where: str) -> AgentosError:
 def error_of(status: int, body: bytes) -> AgentosError:
     """The error in the body of an answer of 400 or more."""
     try:
-        carried: Any = json.loads(body)["error"]
+        carried: Any = msgspec.json.decode(body)["error"]
         return AgentosError.from_dict(carried)
     except (ValueError, KeyError, TypeError, AttributeError):
         return AgentosError("internal", f"the supervisor answered {status}", body[:200].decode(errors="replace"))

@@ -7,8 +7,8 @@ the program's own where there is one; 125 for a failure of this product; 130 aft
 from __future__ import annotations
 
 import os
+import signal
 import sys
-import traceback
 from importlib import import_module
 from typing import Any, Final
 
@@ -69,6 +69,16 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            # whoever read our output went away; the interpreter must not complain of it again when it flushes
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(128 + signal.SIGPIPE)
+
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
@@ -102,18 +112,15 @@ def run(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         status: Any = cli.main(argv, prog_name="agentos-native", standalone_mode=False)
-        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except (KeyboardInterrupt, click.Abort):
         return 130
-    except BrokenPipeError:
-        # whoever read our output went away; the interpreter must not complain of it again when it flushes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except Exception as error:
         if "--debug" in argv[:4]:
+            import traceback
+
             traceback.print_exc()
         reported = _error_of(error)
         print(reported, file=sys.stderr)
