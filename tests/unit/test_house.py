@@ -45,7 +45,9 @@ def test_files_have_one_subject_and_say_which(path: Path) -> None:
             assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
 
 
-FORBIDDEN_AT_START = ("numba", "numpy", "pyroute2", "rich", "yaml", "asyncio", "starlette", "wsproto", "ssl", "http.client")
+FORBIDDEN_AT_START = (
+    *("numba", "numpy", "pyroute2", "rich", "yaml", "asyncio", "starlette", "wsproto", "ssl", "http.client"),
+)
 
 
 @pytest.mark.parametrize("command", [["--help"], ["run", "--help"], ["ps", "--help"]])
