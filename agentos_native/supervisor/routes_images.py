@@ -71,7 +71,7 @@ class ImageRoutes:
         os.set_blocking(writing, False)
         feeder = asyncio.create_task(_feed(request, writing))
         try:
-            with open(reading, "rb") as file:
+            with open(reading, "rb", buffering=0) as file:
                 return await asyncio.to_thread(self._store.import_, name, file)
         finally:
             feeder.cancel()
