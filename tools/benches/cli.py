@@ -7,13 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
-from tools.benches.place import Place, find_program
+from tools.benches.place import Place
 from tools.benches.report import Row, judge
 from tools.benches.rounds import MAX_STEAL, read_processor_times, stolen_since
-from tools.benches.service import service
+from tools.benches.service import agentos_native, service
 
 BUDGET_MS: Final = 120.0
 HEAVY: Final = ("numba", "pyroute2", "numpy", "starlette", "uvicorn")
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None]) -> list[Row]:
     """CPU milliseconds of each command, and whether it imports what it must not."""
-    program = [find_program(str(Path(sys.executable).parent / "agentos-native"), "agentos-native")]
+    program = [agentos_native()]
     with service(here, "cli") as running:
         environment = {**os.environ, "AGENTOS_SOCKET": running.socket}
         commands = {"--help": [*program, "--help"], "ps": [*program, "ps"]}

@@ -21,13 +21,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from tools.benches import memory
-from tools.benches.place import BenchError, Place, cgroup2_mount, link_names
+from tools.benches.place import BenchError, Place, cgroup2_mount, find_program, link_names
 from tools.benches.rounds import Times
 
 IMAGE: Final = "bench"
 ALLOW: Final = ["cpu", "memory", "pids", "io"]
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 60.0
+
+
+def agentos_native() -> str:
+    """The command of the environment that runs this benchmark."""
+    return find_program(str(Path(sys.executable).parent / "agentos-native"), "agentos-native")
 
 
 class Connection:
@@ -83,7 +88,7 @@ class Service:
         self._log = self.state / "supervisor.log"
         mount = cgroup2_mount()
         command = [
-            *(sys.executable, "-m", "agentos_native.cli", "supervise"),
+            *(agentos_native(), "supervise"),
             *("--node", f"b{os.getpid() % 1000000}", "--state-dir", str(self.state / "state"), "--socket", self.socket),
             *("--cgroup-root", f"/{group.relative_to(mount)}"),
         ]
