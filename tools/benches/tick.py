@@ -1,6 +1,6 @@
 """``tools/bench tick``: one turn of the tick over many groups in which nothing happens, next to bare preads in C.
 
-The C program (preads.c) reads the same kept-open files of the same groups, and does nothing with them; so the ratio says
+The C program (preads.c) reads the same kept-open files of the same groups and does nothing with them; so the ratio says
 what parsing, estimating, allocating and comparing cost on top of the kernel's own work. Where there is no cpu
 controller the tick has no weights to write, but everything before that is the same.
 """
