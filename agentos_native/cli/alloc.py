@@ -111,9 +111,8 @@ def _live(interval: float) -> None:
 def _headline(answer: Mapping[str, Any]) -> str:
     rows = answer["rows"]
     used = sum(row.get("measured") or 0.0 for row in rows)
-    capacity = answer.get("cpus")
-    of = f" of {capacity:g}" if capacity else ""
-    return f"{len(rows)} agents, {used:.2f}{of} CPUs used, {time.strftime('%H:%M:%S')}"
+    capacity = answer["node"]["cpu"]["capacity"] / 1000
+    return f"{len(rows)} agents, {used:.2f} of {capacity:g} CPUs used, {time.strftime('%H:%M:%S')}"
 
 
 def _top_rows(answer: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
@@ -121,13 +120,12 @@ def _top_rows(answer: Mapping[str, Any]) -> Sequence[tuple[str, ...]]:
 
 
 def _top_row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    words = (str(row.get(key) or "") for key in ("tenant",))
+    pids = row.get("pids_current")
+    pressure = row.get("pressure") or {}
     return (
-        *words,
-        _name(row),
+        *(str(row.get("tenant", "")), _name(row)),
         *(str(row.get(key) or "-") for key in ("type", "tier", "state", "weight")),
         *(cpus(row.get(key)) for key in ("request", "limit", "entitled", "measured")),
-        size(row.get("memory")),
-        *("-" if row.get(key) is None else f"{row[key]}" for key in ("pids",)),
-        *("-" if row.get(key) is None else f"{row[key]:.1f}" for key in ("cpu_pressure", "memory_pressure")),
+        *(size(row.get("memory_current")), "-" if pids is None else str(pids)),
+        *("-" if pressure.get(kind) is None else f"{pressure[kind]:.1f}" for kind in ("cpu", "memory")),
     )

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
+_TIMES: Final = ("created", "created_at", "started_at", "ended_at")
 STATE_COLOURS: Final = {
     "running": "green",
     "failed": "red",
@@ -125,5 +126,7 @@ def sections(value: Any, indent: int = 0) -> None:
             print(f"{pad}{shown}:")
             for part in item:
                 print(f"{pad}  - " + msgspec.json.encode(part).decode())
+        elif isinstance(item, float) and key in _TIMES:
+            print(f"{pad}{shown}: {clock(item)}")
         else:
             print(f"{pad}{shown}: {item}")

@@ -37,25 +37,27 @@ _TEXTS: Final[tuple[_Text, ...]] = (
     ("--stop-signal", "stop.signal", "Signal that asks it to end (SIGTERM)."),
     ("--stop-grace", "stop.grace", "Time until a stop kills the whole tree (10s)."),
 )
+_SHORT: Final = {"--memory-limit": "-m", "--user": "-u", "--workdir": "-w"}
 _WHOLE: Final = frozenset(("weight", "resources.limits.pids", "resources.ioWeight"))
 
 
 def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds every option of a spec; the command gets them as keyword arguments named by `attribute`."""
     for option, path, text in reversed(_TEXTS):
-        function = click.option(option, _attribute(path), metavar="VALUE", help=text)(function)
+        names = (_SHORT[option], option) if option in _SHORT else (option,)
+        function = click.option(*names, _attribute(path), metavar="VALUE", help=text)(function)
     several = _option(multiple=True)
-    for option, name, metavar, text in reversed(
+    for options, name, metavar, text in reversed(
         (
-            ("--env", "env", "NAME=VALUE", "Environment variable; NAME alone takes it from here. Repeatable."),
+            ("-e --env", "env", "NAME=VALUE", "Environment variable; NAME alone takes it from here. Repeatable."),
             ("--env-file", "env_file", "FILE", "File of NAME=VALUE lines. Repeatable."),
-            ("--volume", "volume", "SRC:DST[:ro]", "Bind a directory or file of the host. Repeatable."),
-            ("--label", "label", "NAME=VALUE", "Label. Repeatable."),
+            ("-v --volume", "volume", "SRC:DST[:ro]", "Bind a directory or file of the host. Repeatable."),
+            ("-l --label", "label", "NAME=VALUE", "Label. Repeatable."),
             ("--cap-add", "cap_add", "CAP", "Capability that it keeps over its own files and processes. Repeatable."),
             ("--rlimit", "rlimit", "NAME=N", "Resource limit such as nofile=1024. Repeatable."),
         )
     ):
-        function = several(option, name, metavar=metavar, help=text)(function)
+        function = several(*options.split(), name, metavar=metavar, help=text)(function)
     one = _option()
     function = one("--restart", metavar="POLICY[:MAX]", help="never (default), on-failure or always.")(function)
     function = one("--entrypoint", metavar="CMD", help="Run this in place of the image's entry point.")(function)

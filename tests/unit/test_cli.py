@@ -184,10 +184,13 @@ def test_shares(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> N
         "measured": 0.69,
         "kernel_weight": 100,
         "bound": "share",
-        "memory": 2**20,
+        "memory_current": 2**20,
     }
     server.answers["GET", "/v1/alloc"] = (200, {"rows": [row]})
-    server.answers["GET", "/v1/top"] = (200, {"cpus": 2, "rows": [{**row, "type": "task", "pids": 3}]})
+    server.answers["GET", "/v1/top"] = (
+        200,
+        {"node": {"cpu": {"capacity": 2000}}, "rows": [{**row, "type": "task", "pids_current": 3}]},
+    )
     server.answers["GET", "/v1/alloc/a"] = (200, {"words": ["It has its share."], "demand": 2.0})
     assert cli("alloc", "show") == 0
     assert capsys.readouterr().out.splitlines()[1].split() == (
