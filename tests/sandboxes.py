@@ -25,7 +25,7 @@ from typing import Final
 
 from agentos_native.kernel import mount, ns
 from agentos_native.kernel.libc import AT_EMPTY_PATH
-from agentos_native.sandbox.config import Fds, SandboxConfig
+from agentos_native.sandbox.config import BindMount, Fds, SandboxConfig
 from agentos_native.sandbox.plan import Plan, exec_plan, start_plan
 from agentos_native.wire import launch
 
@@ -36,12 +36,16 @@ INIT: Final = "/usr/bin/tini-static"
 _RELAY: Final = Path(__file__).with_name("relay.py")
 _PATIENCE: Final = 20.0
 
+Planner = Callable[[SandboxConfig, Fds], Plan]
+
 
 def busybox_rootfs(directory: Path) -> Path:
     """A root file system of one static binary, owned by host 0 (to be mounted id-mapped)."""
     for name in ("bin", "etc", "tmp", "root", "home", "proc", "sys", "dev"):
         (directory / name).mkdir(parents=True)
     (directory / "tmp").chmod(0o1777)
+    for name in ("lib", "lib64"):  # for `Node.python`, which brings the host's /usr
+        (directory / name).symlink_to(f"usr/{name}")
     shutil.copy2(BUSYBOX, directory / "bin/busybox")
     applets = subprocess.run([BUSYBOX, "--list"], capture_output=True, text=True, check=True).stdout.split()
     for applet in applets:
@@ -274,11 +278,13 @@ class Node:
             for fd in own.values():
                 os.close(fd)
 
+    def plan_of(self, config: SandboxConfig, fds: Fds) -> Plan:
+        """The plan of a start whose stdio is the test's own; for tests that send the request themselves."""
+        return start_plan(config, replace(fds, stdin=0, stdout=1, stderr=2))
+
     def clone(self, unit: str, plan: Plan, deadline: float = 30.0) -> launch.Cloned:
         """Send the request; the child's existence is awaited, its exec is not."""
-        message = launch.Clone(
-            self.next_seq(), unit, plan.encode(), plan.namespaces, plan.cgroup, plan.pidns, deadline
-        )
+        message = launch.Clone(self.next_seq(), unit, plan.encode(), plan.namespaces, plan.cgroup, plan.pidns, deadline)
         self.send(message, plan.fds)
         answer, fds = self.expect(launch.Cloned, launch.Failed, unit=unit)
         if isinstance(answer, launch.Failed):
@@ -287,7 +293,7 @@ class Node:
         self._backlog.append((answer, fds))
         return answer
 
-    def launch(self, unit: str, make: Callable[[SandboxConfig, Fds], Plan], config: SandboxConfig, fds: Fds) -> Unit:
+    def launch(self, unit: str, make: Planner, config: SandboxConfig, fds: Fds) -> Unit:
         """Plan, clone and await exec. stdio becomes pipes whose contents `Unit.output` gathers (stdout, stderr)."""
         pipes = [] if config.tty else [os.pipe(), os.pipe()]
         null = os.open("/dev/null", os.O_RDONLY)
@@ -314,10 +320,30 @@ class Node:
             result.readers.append(thread)
         return result
 
-    def start(self, *argv: str, agent: str = "a", fds: Mapping[str, int] | None = None, **changes: object) -> Unit:
-        """Start an agent in a sandbox of its own."""
+    def start(
+        self,
+        *argv: str,
+        agent: str = "a",
+        fds: Mapping[str, int] | None = None,
+        volumes: Mapping[str, tuple[Path, bool]] | None = None,
+        planner: Planner = start_plan,
+        **changes: object,
+    ) -> Unit:
+        """Start an agent in a sandbox of its own.
+
+        Args:
+            fds: replacements for the fds of a proper start, to see it fail.
+            volumes: target → (what is on the host, read-only).
+        """
         with self.start_fds(agent, **(fds or {})) as opened:
-            return self.launch(agent, start_plan, self.config(*argv, **changes), opened)
+            mounts = {target: mount_rootfs(source, opened.userns) for target, (source, _) in (volumes or {}).items()}
+            binds = tuple(BindMount(target, read_only, target) for target, (_, read_only) in (volumes or {}).items())
+            try:
+                config = self.config(*argv, **{"mounts": binds, **changes})
+                return self.launch(agent, planner, config, replace(opened, volumes=mounts))
+            finally:
+                for fd in mounts.values():
+                    os.close(fd)
 
     def exec(self, agent: Unit, *argv: str, unit: str = "exec-1", **changes: object) -> Unit:
         """Start a further process in a running agent."""
@@ -345,11 +371,16 @@ class Node:
 
     def run(self, *argv: str, **changes: object) -> Result:
         """Start an agent and await its end."""
-        return self.wait(self.start(*argv, **changes))  # type: ignore[arg-type]  # start's own keywords are among them
+        return self.wait(self.start(*argv, **changes))  # type: ignore[arg-type]  # start names its own keywords
 
     def shell(self, script: str, **changes: object) -> Result:
         """Run `script` by the sandbox's /bin/sh."""
         return self.run("/bin/sh", "-c", script, **changes)
+
+    def python(self, code: str, *arguments: str, **changes: object) -> Result:
+        """Run `code` by the host's Python, whose /usr is a read-only volume."""
+        usr = {"/usr": (Path("/usr"), True)}
+        return self.run("/usr/bin/python3", "-I", "-c", code, *arguments, volumes=usr, **changes)
 
     def kill(self, unit: Unit) -> Result:
         """SIGKILL by pidfd, and await the end."""

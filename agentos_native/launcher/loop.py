@@ -56,6 +56,7 @@ class Launcher:
         self._start_at: float | None = 0.0
         self._ending: tuple[int, float] | None = None
         self._status: int | None = None
+        self._stopping = False
         self._buffer = memoryview(bytearray(launch.MAX_PACKET))
         self._epoll = select.epoll()
         self._signals = signals.signalfd({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
@@ -81,7 +82,7 @@ class Launcher:
     # ------------------------------------------------------------------ clock
 
     def _timeout(self) -> float:
-        moments = [unit.deadline for unit in self._by_slot.values()]
+        moments = [unit.deadline for unit in self._by_slot.values() if unit.deadline is not None]
         if self._start_at is not None:
             moments.append(self._start_at)
         if self._ending is not None:
@@ -96,12 +97,12 @@ class Launcher:
         if self._ending is not None and now >= self._ending[1]:
             self._status = self._ending[0]
         for unit in list(self._by_slot.values()):
-            if now >= unit.deadline:
+            if unit.deadline is not None and now >= unit.deadline:
                 self._expire(unit)
 
     def _expire(self, unit: Unit) -> None:
         unit.learn_identity()
-        unit.deadline = float("inf")
+        unit.deadline = None
         _, _, _, stage, call, path, _ = _child.result(unit.slot)
         unit.failure = Failure(stage, call, os.fsdecode(path), errno.ETIMEDOUT, "not executed before the deadline")
         if unit.pidfd >= 0:
@@ -273,6 +274,9 @@ class Launcher:
         """Tell the end of a unit, once it is over."""
         if not unit.over:
             return
+        unit.close()
+        self._by_pid.pop(unit.pid, None)
+        del self._units[unit.name]
         if unit.name in self._mappings:
             del self._mappings[unit.name]
             self._send(launch.Userns(unit.seq, unit.failure))
@@ -284,9 +288,6 @@ class Launcher:
             self._send(message)
         elif unit.failure is not None and not unit.name.startswith("userns "):
             self._send(launch.Failed(unit.seq, unit.name, unit.failure))
-        unit.close()
-        self._by_pid.pop(unit.pid, None)
-        del self._units[unit.name]
 
     # ---------------------------------------------------------------- signals
 
@@ -296,6 +297,7 @@ class Launcher:
                 self._read_news()
                 self._reap()
             elif self._supervised.pid:
+                self._stopping = True
                 self._supervised.signal(number)
             else:
                 self._status = 128 + number
@@ -329,7 +331,7 @@ class Launcher:
         if self._ending is not None:
             self._status = self._ending[0]
             return
-        delay = self._supervised.died(status, now)
+        delay = self._supervised.died(status, now, again=not self._stopping)
         if delay is None:
             self._status = self._supervised.status
         else:

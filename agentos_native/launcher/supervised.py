@@ -47,12 +47,16 @@ class Supervised:
         self._started_at = now
         return mine
 
-    def died(self, status: int, now: float) -> float | None:
-        """Seconds until it shall be started again; None when its own exit `status` is to be the launcher's."""
+    def died(self, status: int, now: float, *, again: bool) -> float | None:
+        """Seconds until it shall be started again; None when its own exit `status` is to be the launcher's.
+
+        Args:
+            again: false when it was told to stop: then it is not started again, however it ended.
+        """
         self.pid = 0
         code = os.waitstatus_to_exitcode(status)
-        if code >= 0 and not _EX_SOFTWARE <= code <= _LAST_RESTARTED:
-            self.status = code
+        if not again or 0 <= code < _EX_SOFTWARE or code > _LAST_RESTARTED:
+            self.status = code if code >= 0 else 128 - code
             return None
         if now - self._started_at > _CALM:
             self._delay = _FIRST_DELAY

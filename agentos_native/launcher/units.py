@@ -22,7 +22,7 @@ class Unit:
 
     Args:
         fds: the request's, to be closed once the child has its copies.
-        deadline: when it is killed unless it has executed, on the clock of time.monotonic.
+        deadline: when it is killed unless it has executed, on the clock of time.monotonic; None: it has been.
     """
 
     __slots__ = (
@@ -30,7 +30,7 @@ class Unit:
         "terminal",
     )  # fmt: skip
 
-    def __init__(self, seq: int, name: str, slot: int, fds: list[int], deadline: float) -> None:
+    def __init__(self, seq: int, name: str, slot: int, fds: list[int], deadline: float | None) -> None:
         self.seq = seq
         self.name = name
         self.slot = slot
@@ -50,9 +50,14 @@ class Unit:
         return self.released and (self.exited is not None or self.pidfd < 0)
 
     def learn_identity(self) -> None:
-        """Take pid and pidfd from the slot, once the clone has happened."""
+        """Take pid and pidfd from the slot, once the clone has happened.
+
+        A clone that fails late leaves the number of a pidfd that it has closed again, but never a pid.
+        """
         if self.pid == 0:
-            _, self.pid, self.pidfd, *_ = _child.result(self.slot)
+            _, pid, pidfd, *_ = _child.result(self.slot)
+            if pid:
+                self.pid, self.pidfd = pid, pidfd
 
     def release(self) -> None:
         """Read the outcome from the slot and give the slot back."""

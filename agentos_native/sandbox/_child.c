@@ -31,6 +31,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/mount.h>
 #include <linux/openat2.h>
@@ -86,8 +87,8 @@ static int is_directory(int fd)
     return S_ISDIR(st.stx_mode);
 }
 
-/* An O_PATH fd of `path`, whose missing parts are made as directories (the last one: a file unless `directory`) owned by `owner`. */
-static long make_target(struct slot *s, const char *path, long owner, int directory)
+/* An O_PATH fd of `path`, whose missing parts are made as directories (the last one: a file unless `directory`). */
+static long make_target(struct slot *s, const char *path, int directory)
 {
     long dir = open_below(AT_FDCWD, "/", O_PATH | O_DIRECTORY);
     while (dir >= 0 && *path) {
@@ -104,13 +105,25 @@ static long make_target(struct slot *s, const char *path, long owner, int direct
         if (next == -ENOENT) {
             long made = as_directory ? sys(SYS_mkdirat, dir, s->scratch, 0755) : sys(SYS_mknodat, dir, s->scratch, S_IFREG | 0644, 0);
             if (made < 0) return made;
-            if ((made = sys(SYS_fchownat, dir, s->scratch, owner, owner, AT_SYMLINK_NOFOLLOW)) < 0) return made;
             next = open_below((int)dir, s->scratch, O_PATH);
         }
         sys(SYS_close, dir);
         dir = next;
     }
     return dir;
+}
+
+/* What is made from now on belongs to this host id, as far as files go; the privilege that the change costs is taken back. */
+static long do_become_owner(struct slot *s, int64_t *v)
+{
+    struct __user_cap_header_struct header = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct data[2];
+    sys(SYS_setfsgid, v[0]);
+    sys(SYS_setfsuid, v[0]);
+    TRY("capget", 0, sys(SYS_capget, &header, data));
+    for (int half = 0; half < 2; half++) data[half].effective = data[half].permitted;
+    TRY("capset", 0, sys(SYS_capset, &header, data));
+    return sys(SYS_setfsuid, -1) == v[0] ? 0 : failing(s, "setfsuid", 0, -EPERM); /* which cannot report a failure itself */
 }
 
 /* Mounts a file system of its own: register, type, keys and values in turn ("": the key is a flag), MOUNT_ATTR_* */
@@ -133,10 +146,10 @@ static long do_open_path(struct slot *s, int64_t *v)
     return s->registers[v[0]] = (int)open_below((int)v[1], (const char *)v[2], O_PATH);
 }
 
-/* Attaches a detached mount (file or directory) at a path of the new root: fd, path, owner of what must be made */
+/* Attaches a detached mount (file or directory) at a path of the new root: fd, path */
 static long do_attach(struct slot *s, int64_t *v)
 {
-    long target = make_target(s, (const char *)v[1], v[2], is_directory((int)v[0]));
+    long target = make_target(s, (const char *)v[1], is_directory((int)v[0]));
     TRY("openat2", (const char *)v[1], target);
     TRY("move_mount", (const char *)v[1], sys(SYS_move_mount, v[0], "", target, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH));
     return sys(SYS_close, target);

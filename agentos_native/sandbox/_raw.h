@@ -15,7 +15,7 @@ static inline long sys6(long n, long a, long b, long c, long d, long e, long f)
     return result;
 }
 /* clone3 whose child calls entry(argument) on the new stack; entry does not return */
-static long clone_entry(struct clone_args *args, void (*entry)(void *), void *argument)
+static inline long clone_entry(struct clone_args *args, void (*entry)(void *), void *argument)
 {
     long result;
     register void *r12 __asm__("r12") = (void *)entry, *r13 __asm__("r13") = argument;
@@ -31,7 +31,7 @@ static inline long sys6(long n, long a, long b, long c, long d, long e, long f)
     __asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
     return x0;
 }
-static long clone_entry(struct clone_args *args, void (*entry)(void *), void *argument)
+static inline long clone_entry(struct clone_args *args, void (*entry)(void *), void *argument)
 {
     register long x8 __asm__("x8") = SYS_clone3, x0 __asm__("x0") = (long)args, x1 __asm__("x1") = sizeof *args;
     register void *x19 __asm__("x19") = (void *)entry, *x20 __asm__("x20") = argument;

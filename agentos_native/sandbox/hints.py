@@ -73,6 +73,7 @@ _HINTS: Final = tuple(
             errno.EAGAIN,
             "A limit on processes is reached: pids.max of the group, or pid_max of the machine.",
         ),
+        ("clone", "clone3", errno.ENOENT, "The cgroup was removed meanwhile: the agent is being stopped."),
         ("clone", "clone3", errno.ENODEV, "The cgroup was removed meanwhile: the agent is being stopped."),
         ("clone", "start", errno.EAGAIN, "Too many starts are in flight; try again."),
         ("clone", "", errno.ENOSPC, "A limit on namespaces is reached: see the sysctls user.max_*_namespaces."),

@@ -27,7 +27,7 @@ from typing import Final
 
 from agentos_native.kernel import caps, mount, ns
 from agentos_native.kernel.keys import have_keyrings
-from agentos_native.kernel.libc import AT_EMPTY_PATH, AT_SYMLINK_NOFOLLOW
+from agentos_native.kernel.libc import AT_EMPTY_PATH
 from agentos_native.sandbox import ops
 from agentos_native.sandbox.config import DEFAULT_PATH, RLIMITS, Fds, SandboxConfig, check
 from agentos_native.sandbox.ops import CWD, NO_FD, Argument, Fd, Operation, Register
@@ -113,14 +113,12 @@ class _Builder:
     def __call__(self, name: str, *arguments: Argument, note: str = "") -> None:
         self.operations.append(Operation(self.stage, name, arguments, note))
 
-    def mount(
-        self, register: Register, target: str, fstype: str, options: dict[str, str], attributes: int, owner: int
-    ) -> None:
+    def mount(self, register: Register, target: str, fstype: str, options: dict[str, str], attributes: int) -> None:
         """Mount a new file system at `target`; values "" are flags."""
         pairs = [word for item in options.items() for word in item]
         self("new_mount", register, fstype, pairs, attributes, note=_attribute_words(attributes))
         if target:
-            self("attach", register, target, owner)
+            self("attach", register, target)
 
 
 def _attribute_words(attributes: int) -> str:
@@ -145,8 +143,10 @@ def start_plan(config: SandboxConfig, fds: Fds) -> Plan:
     add.stage = "hostname"
     add("sethostname", config.hostname, len(config.hostname.encode()))
     _root(add, add.fd("rootfs", fds.rootfs))
+    add.stage = "owner"
+    add("become_owner", config.id_base)
     _dev(add, config)
-    _kernel_trees(add, config)
+    _kernel_trees(add)
     _volumes(add, config, fds)
     add.stage = "user namespace"
     add("setns", add.fd("userns", fds.userns), ns.CLONE_NEWUSER)
@@ -206,38 +206,34 @@ def _root(add: _Builder, rootfs: Fd) -> None:
 
 
 def _dev(add: _Builder, config: SandboxConfig) -> None:
-    base = config.id_base
-    owner = {"uid": str(base), "gid": str(base)}
     add.stage = "mount /dev"
-    add.mount(_DEV, "", "tmpfs", {"mode": "755", "size": "64k", "nr_inodes": "64", **owner}, _NOSUID | _NOEXEC, base)
+    add.mount(_DEV, "", "tmpfs", {"mode": "755", "size": "64k", "nr_inodes": "64"}, _NOSUID | _NOEXEC)
     for name, (major, minor) in _DEVICES.items():
         add("mknodat", _DEV, name, stat.S_IFCHR | 0o666, os.makedev(major, minor))
-        add("fchownat", _DEV, name, base, base, AT_SYMLINK_NOFOLLOW)
     for name, target in _LINKS.items():
         add("symlinkat", target, _DEV, name)
     add("open_path", _NULL, _DEV, "null")
-    add("attach", _DEV, "/dev", base)
+    add("attach", _DEV, "/dev")
     add.stage = "mount /dev/pts"
-    options = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": str(base + _TTY_GID)}
-    add.mount(_FRESH, "/dev/pts", "devpts", options, _NOSUID | _NOEXEC, base)
+    options = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": str(config.id_base + _TTY_GID)}
+    add.mount(_FRESH, "/dev/pts", "devpts", options, _NOSUID | _NOEXEC)
     add.stage = "mount /dev/shm"
-    shm = {"mode": "1777", "size": str(config.shm_bytes), **owner}
-    add.mount(_FRESH, "/dev/shm", "tmpfs", shm, _NOSUID | _NODEV | _NOEXEC, base)
+    shm = {"mode": "1777", "size": str(config.shm_bytes)}
+    add.mount(_FRESH, "/dev/shm", "tmpfs", shm, _NOSUID | _NODEV | _NOEXEC)
     add.stage = "mount /dev/mqueue"
-    add.mount(_FRESH, "/dev/mqueue", "mqueue", {}, _NOSUID | _NODEV | _NOEXEC, base)
+    add.mount(_FRESH, "/dev/mqueue", "mqueue", {}, _NOSUID | _NODEV | _NOEXEC)
 
 
-def _kernel_trees(add: _Builder, config: SandboxConfig) -> None:
-    base = config.id_base
+def _kernel_trees(add: _Builder) -> None:
     closed = _NOSUID | _NODEV | _NOEXEC
     add.stage = "mount /proc"
-    add.mount(_FRESH, "/proc", "proc", {}, closed, base)
+    add.mount(_FRESH, "/proc", "proc", {}, closed)
     add.stage = "mount /sys"
-    add.mount(_FRESH, "/sys", "sysfs", {}, closed | _RO, base)
+    add.mount(_FRESH, "/sys", "sysfs", {}, closed | _RO)
     add.stage = "mount /sys/fs/cgroup"
-    add.mount(_FRESH, "/sys/fs/cgroup", "cgroup2", {}, closed | _RO, base)
+    add.mount(_FRESH, "/sys/fs/cgroup", "cgroup2", {}, closed | _RO)
     add.stage = "mask"
-    add.mount(_EMPTY, "", "tmpfs", {"mode": "555", "nr_inodes": "2", "size": "4k"}, closed | _RO, base)
+    add.mount(_EMPTY, "", "tmpfs", {"mode": "555", "nr_inodes": "2", "size": "4k"}, closed | _RO)
     for path in _MASKED:
         add("cover", path, _EMPTY, _NULL, _RO | _NOEXEC)
     add.stage = "read-only"
@@ -251,7 +247,7 @@ def _volumes(add: _Builder, config: SandboxConfig, fds: Fds) -> None:
         fd = add.fd(volume.fd, fds.volumes[volume.fd])
         attr = struct.pack("=4Q", _NOSUID | _NODEV | (_RO if volume.read_only else 0), 0, 0, 0)
         add("mount_setattr", fd, "", AT_EMPTY_PATH, attr, len(attr), note="nosuid,nodev" + ",ro" * volume.read_only)
-        add("attach", fd, volume.target, config.id_base)
+        add("attach", fd, volume.target)
     if config.read_only:
         add.stage = "read-only root"
         attr = struct.pack("=4Q", _RO, 0, 0, 0)
