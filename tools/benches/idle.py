@@ -140,7 +140,7 @@ def _at_rest(running: Service, count: int) -> list[Row]:
 @contextmanager
 def agents(running: Service, count: int) -> Iterator[list[int]]:
     """`count` idle agents; yields the host's numbers of their first processes."""
-    with contextlib.ExitStack() as stack, ThreadPoolExecutor(IN_FLIGHT) as threads:
+    with ThreadPoolExecutor(IN_FLIGHT) as threads:
 
         def start(number: int) -> tuple[str, int]:
             with contextlib.closing(running.connect()) as connection:
@@ -153,8 +153,10 @@ def agents(running: Service, count: int) -> Iterator[list[int]]:
                 connection.call("DELETE", f"/v1/agents/{agent_id}?force=1")
 
         started = list(threads.map(start, range(count)))
-        stack.callback(lambda: list(threads.map(remove, [agent_id for agent_id, _ in started])))
-        yield [pid for _, pid in started]
+        try:
+            yield [pid for _, pid in started]
+        finally:
+            list(threads.map(remove, [agent_id for agent_id, _ in started]))
     give_up = time.monotonic() + 30
     while link_names("ao") and time.monotonic() < give_up:
         time.sleep(0.1)
