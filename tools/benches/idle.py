@@ -91,10 +91,7 @@ def _population(running: Service, here: Place, count: int, empty: int, progress:
     before = Reading.take()
     with agents(running, count) as pids:
         during = Reading.take()
-        inits = memory.pss_kib(pids)
-        pss = (inits + memory.pss_kib(running.processes()) - empty) / count
-        rows = [Row(f"{count} agents: PSS of init and of our processes", pss, "KiB/agent", "", None, PSS_BUDGET_KIB,
-                    pss <= PSS_BUDGET_KIB)]  # fmt: skip
+        rows = _pss_rows(count, memory.pss_kib(pids), memory.pss_kib(running.processes()) - empty)
         rows += _at_rest(running, count)
     between = Reading.take()
     progress(f"{count} bare processes")
@@ -102,6 +99,16 @@ def _population(running: Service, here: Place, count: int, empty: int, progress:
         bare_during = Reading.take()
     cost, bare = grown(before, during, between, count), grown(between, bare_during, Reading.take(), count)
     return [*rows, *_kernel_rows(count, cost, bare)]
+
+
+def _pss_rows(count: int, inits: int, grown_by: int) -> list[Row]:
+    """KiB of all inits, and KiB by which launcher and supervisor have grown, for each agent."""
+    pss = (inits + grown_by) / count
+    title = f"{count} agents: PSS of init and of our processes"
+    return [
+        Row(title, pss, "KiB/agent", "", None, PSS_BUDGET_KIB, pss <= PSS_BUDGET_KIB),
+        Row(f"{count} agents: PSS of init alone", inits / count, "KiB/agent"),
+    ]
 
 
 def _kernel_rows(count: int, cost: Grown, bare: Grown) -> list[Row]:

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--groups", type=int, default=1000, help="how many agents' groups")
     parser.add_argument("--rounds", type=int, default=12, help="turns of every contender")
     parser.add_argument("--count", type=int, default=10, help="ticks in one turn")
+    parser.add_argument("--numpy", action="store_true", help="without the compiled engine")
     parser.add_argument("--vm", action="store_true", help="run in the virtual machine, where weights are written")
 
 
@@ -64,12 +65,16 @@ class Ticks:
 
 
 def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None]) -> list[Row]:
-    """The ratio that the budget is about, with the compiled engine, which so many agents get."""
+    """The ratio that the budget is about, with the compiled engine or without."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     progress(f"making {options.groups} groups")
-    with groups(here, options.groups) as (tree, references), closing(ticker(tree, references)) as made:
-        wait_for_compiled(made, progress)
+    with (
+        groups(here, options.groups) as (tree, references),
+        closing(ticker(tree, references, compiled=not options.numpy)) as made,
+    ):
+        if not options.numpy:
+            wait_for_compiled(made, progress)
         listing = here.directory / "files"
         listing.write_text("".join(f"{tree.get(ref).path}/{name}\n" for ref in references for name in FILES))
         with LineProgram("preads", [str(here.programs / "preads"), str(listing)]) as bare:
@@ -109,9 +114,9 @@ def groups(here: Place, count: int) -> Iterator[tuple[Tree, list[GroupRef]]]:
     yield tree, references
 
 
-def ticker(tree: Tree, references: list[GroupRef]) -> Ticker:
+def ticker(tree: Tree, references: list[GroupRef], *, compiled: bool) -> Ticker:
     """A ticker that cares for all of them."""
-    made = Ticker(tree, float(os.cpu_count() or 1), compile_from=1)
+    made = Ticker(tree, float(os.cpu_count() or 1), compile_from=int(compiled))
     for ref in references:
         made.add(ref.agent_id, ref, 100, 0, None)
     return made
