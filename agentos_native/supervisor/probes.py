@@ -110,8 +110,10 @@ def _scratch() -> Iterator[str]:
     directory = tempfile.mkdtemp(prefix="agentos-check-")
     try:
         mount.mount("tmpfs", directory, "tmpfs", 0)
-        yield directory
-        mount.umount2(directory, 2)
+        try:
+            yield directory
+        finally:
+            mount.umount2(directory, 2)
     finally:
         os.rmdir(directory)
 
@@ -149,12 +151,14 @@ def overlay(directory: str) -> str:
 
     def work() -> str:
         with _scratch() as scratch, user_namespace() as userns:
-            for name in ("upper", "work", "merged"):
+            for name in ("upper", "work", "lower"):
                 os.mkdir(f"{scratch}/{name}")
             lower = mount.open_tree(-100, directory, 1 | os.O_CLOEXEC)
             mount.mount_setattr(lower, "", 0x1000, attr_set=_MOUNT_ATTR_IDMAP, userns_fd=userns)
+            # Attached, since a detached mount can be a layer only from Linux 6.15 on (commit ae63304102ec).
+            mount.move_mount(lower, "", -100, f"{scratch}/lower", 4)
             context = mount.fsopen("overlay")
-            mount.fsconfig_set_string(context, "lowerdir", f"/proc/self/fd/{lower}")
+            mount.fsconfig_set_string(context, "lowerdir", f"{scratch}/lower")
             mount.fsconfig_set_string(context, "upperdir", f"{scratch}/upper")
             mount.fsconfig_set_string(context, "workdir", f"{scratch}/work")
             mount.fsconfig_create(context)
