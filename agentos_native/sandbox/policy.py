@@ -22,7 +22,7 @@ def refuse(number: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class ArgumentIs:
     """True when the low (or `high`) 32 bits of argument `arg`, masked, are `value`.
 
     One half is compared because the kernel takes most arguments as int and drops the rest: a filter that compared
@@ -40,7 +40,7 @@ class Rule:
     """`action` when every test holds; the rules of a call are tried in order."""
 
     call: str
-    tests: tuple[Test, ...]
+    tests: tuple[ArgumentIs, ...]
     action: int = ALLOW
 
 
@@ -126,15 +126,15 @@ _EPERM: Final = refuse(errno.EPERM)
 DEFAULT: Final = Policy(
     allow=tuple(f"{_FILES} {_MEMORY} {_PROCESSES} {_TIME} {_WAITING} {_COMMUNICATION} {_MACHINE}".split()),
     rules=(
-        *(Rule("socket", (Test(0, family),)) for family in (_AF_UNIX, _AF_INET, _AF_INET6)),
-        Rule("socket", (Test(0, _AF_NETLINK), Test(2, _NETLINK_ROUTE))),
-        Rule("socketpair", (Test(0, _AF_UNIX),)),
+        *(Rule("socket", (ArgumentIs(0, family),)) for family in (_AF_UNIX, _AF_INET, _AF_INET6)),
+        Rule("socket", (ArgumentIs(0, _AF_NETLINK), ArgumentIs(2, _NETLINK_ROUTE))),
+        Rule("socketpair", (ArgumentIs(0, _AF_UNIX),)),
         # types into the terminal of somebody else; line disciplines are modules loaded on demand
-        *(Rule("ioctl", (Test(1, request),), _EPERM) for request in (_TIOCSTI, _TIOCLINUX, _TIOCSETD)),
-        Rule("clone", (Test(0, 0, _NEW_NAMESPACES),)),
-        Rule("unshare", (Test(0, 0, _NEW_NAMESPACES | _NEW_TIME), Test(0, 0, high=True))),
+        *(Rule("ioctl", (ArgumentIs(1, request),), _EPERM) for request in (_TIOCSTI, _TIOCLINUX, _TIOCSETD)),
+        Rule("clone", (ArgumentIs(0, 0, _NEW_NAMESPACES),)),
+        Rule("unshare", (ArgumentIs(0, 0, _NEW_NAMESPACES | _NEW_TIME), ArgumentIs(0, 0, high=True))),
         # Linux, Linux32, UNAME26 with either, and asking
-        *(Rule("personality", (Test(0, value),)) for value in (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)),
+        *(Rule("personality", (ArgumentIs(0, value),)) for value in (0, 0x8, 0x20000, 0x20008, 0xFFFFFFFF)),
     ),
     otherwise={
         "socket": refuse(errno.EAFNOSUPPORT),

@@ -22,9 +22,10 @@ from tests.sandboxes import ID_BASE, Node, StartFailed
 pytestmark = pytest.mark.timeout(120)
 
 STAGES = (
-    "limits", "network", "cgroup namespace", "hostname", "root", "owner", "mount /dev", "mount /dev/pts", "mount /dev/shm",
-    "mount /dev/mqueue", "mount /proc", "mount /sys", "mount /sys/fs/cgroup", "mask", "read-only", "user namespace",
-    "mount lock", "identity", "capabilities", "session", "stdio", "workdir", "command", "seccomp", "execute",
+    "limits", "network", "cgroup namespace", "hostname", "root", "owner", "mount /dev", "mount /dev/pts",
+    "mount /dev/shm", "mount /dev/mqueue", "mount /proc", "mount /sys", "mount /sys/fs/cgroup", "mask",
+    "read-only", "user namespace", "mount lock", "identity", "capabilities", "session", "stdio", "workdir",
+    "command", "seccomp", "execute",
 )  # fmt: skip
 
 
@@ -207,7 +208,7 @@ def test_the_list_of_stages_is_complete(node: Node) -> None:
 
 
 def launcher_at_rest(node: Node) -> list[str]:
-    """The launcher's open files, once the holders of user namespaces are reaped and its only child is the supervisor."""
+    """The launcher's open files, once the holders of user namespaces are reaped."""
     assert node.launcher is not None
     process = Path(f"/proc/{node.launcher.pid}")
     deadline = time.monotonic() + 5
