@@ -11,7 +11,6 @@ Theory of operation
 from __future__ import annotations
 
 import io
-import os
 import selectors
 import signal
 import socket
@@ -98,18 +97,24 @@ class Session:
         die("the machine ended before its command did")
 
     def unpack(self, directory: Path) -> None:
-        """Put what the command left in /out into ``directory``."""
-        directory.mkdir(parents=True, exist_ok=True)
+        """Put the files that the command left in /out into ``directory``, and none anywhere else."""
         self.archive.seek(0)
         with tarfile.open(fileobj=self.archive, mode="r|*") as archive:
-            archive.extractall(directory, filter="data")
+            for member in archive:
+                target = directory.joinpath(*(part for part in Path(member.name).parts if part not in ("..", "/")))
+                if member.isdir():
+                    target.mkdir(parents=True, exist_ok=True)
+                elif member.isfile() and (content := archive.extractfile(member)):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content.read())
+                    target.chmod(member.mode & 0o777)
 
 
 class _SignalsEndThisProcess:
     """Turn SIGTERM and SIGHUP into an exit that runs ``finally`` clauses, so that no emulator is left behind."""
 
     def __enter__(self) -> None:
-        ending = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+        ending = (signal.SIGTERM, signal.SIGHUP)
         self.old = {number: signal.signal(number, self._leave) for number in ending}
 
     def __exit__(self, *_: object) -> None:
@@ -124,4 +129,5 @@ class _SignalsEndThisProcess:
 def interactive(machine: Machine, *, kvm: bool) -> int:
     """Boot the service with the console on this terminal; Ctrl-A X ends the machine."""
     argv = command_line(machine, kvm=kvm, console=["-serial", "mon:stdio"], ports={})
-    return os.spawnv(os.P_WAIT, argv[0], argv)
+    with _SignalsEndThisProcess(), subprocess.Popen(argv) as process:
+        return process.wait()

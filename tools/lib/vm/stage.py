@@ -95,14 +95,15 @@ def _compile(tree: Path) -> None:
     folders = [str(tree / name) for name in ("agentos_native", "tests", "tools") if (tree / name).is_dir()]
     bytecode = [sys.executable, "-m", "compileall", "-q", *folders]
     subprocess.run(bytecode, env=env, stdout=subprocess.DEVNULL, check=False)  # a broken module is the tests' matter
-    if not (tree / "agentos_native/alloc/warm.py").exists():
+    if not (tree / "agentos_native/cgroup/warm.py").exists():
         return
-    key = digest(*sorted((tree / "agentos_native/alloc").rglob("*.py")))
+    sources = [*(tree / "agentos_native/alloc").rglob("*.py"), *(tree / "agentos_native/cgroup").rglob("*.py")]
+    key = digest(*sorted(sources))
     stamp = tree.parent / "warmed"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == key:
         return
     say("compiling the allocator's kernels")
-    warm = [sys.executable, "-m", "agentos_native.alloc.warm"]
+    warm = [sys.executable, "-m", "agentos_native.cgroup.warm"]
     done = subprocess.run(warm, cwd=tree, env=env, stdout=sys.stderr, check=False)
     if done.returncode:
         say("they do not compile; the machine will try again when it needs them, slowly")
