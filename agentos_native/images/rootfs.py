@@ -57,6 +57,8 @@ class _Style(enum.Enum):
     """The clones are attached at ``<agent_dir>/lower`` meanwhile: before 6.15 only attached mounts are taken."""
 
 
+_UNKNOWN_STYLE: Final = (errno.EINVAL, errno.EBADF)
+"""What a kernel answers to a style that it does not know: EBADF is for O_PATH fds in fsconfig, as 6.12 gives it."""
 _style: _Style | None = None
 
 
@@ -212,7 +214,7 @@ def mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False
                 try:
                     mounted = _overlay(lowers, agent_dir, read_only, style)
                 except SyscallError as error:
-                    if error.errno != errno.EINVAL or style is _Style.ATTACHED:
+                    if error.errno not in _UNKNOWN_STYLE or style is _Style.ATTACHED:
                         raise
                 else:
                     _style = style

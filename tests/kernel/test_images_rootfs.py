@@ -47,11 +47,25 @@ def namespace() -> Iterator[int]:
 
 
 @pytest.fixture(params=list(_Style), ids=lambda style: style.name.lower())
-def style(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> _Style:
-    """Each way of telling overlayfs its layers: a new kernel takes the older ways too."""
+def style(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    store: ImageStore,
+    image: Image,
+    tmp_path: Path,
+    namespace: int,
+) -> _Style:
+    """Each way of telling overlayfs its layers, from the newest that this kernel has: it takes the older ways too."""
+    monkeypatch.setattr(rootfs_module, "_style", None)
+    store.prepare(image, tmp_path / "probe", ID_BASE, {})
+    os.close(store.mount(image, tmp_path / "probe", namespace))
+    store.release(tmp_path / "probe")
+    newest = rootfs_module._style
+    assert isinstance(newest, _Style)
     assert isinstance(request.param, _Style)
-    monkeypatch.setattr(rootfs_module, "_style", request.param)
-    return request.param
+    chosen = max(newest, request.param, key=lambda style: style.value)
+    monkeypatch.setattr(rootfs_module, "_style", chosen)
+    return chosen
 
 
 def inside(namespace: int, root: int, code: str) -> object:
