@@ -72,8 +72,7 @@ class Lifecycle:
             )
         self._check_name(spec)
         missing = self.check(spec)
-        image = await host.workers.call(host.images.get, spec.image)
-        self._check_name(spec)  # again: another request may have come by while the image was looked up
+        image = host.images.get(spec.image)  # two small files: less than it takes to ask a worker
         slot = admission.lowest_free_slot(host.agents.slots())
         record = Record(
             id=host.agents.new_id(),
@@ -310,6 +309,9 @@ def signal_number(name: str) -> int:
 def write_spec(directory: str, record: Record) -> None:
     """The agent's own copy of its record, from which it is adopted should the registry be lost."""
     temporary = os.path.join(directory, ".spec.json")
-    with open(temporary, "wb") as file:
-        file.write(encode_record(record))
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        os.write(fd, encode_record(record))
+    finally:
+        os.close(fd)
     os.replace(temporary, os.path.join(directory, "spec.json"))

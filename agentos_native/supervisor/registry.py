@@ -103,6 +103,8 @@ class Registry:
             raise CorruptRegistryError(f"{path}: {error}") from error
 
     def _prepare(self) -> None:
+        # Exclusive: the state directory's lock keeps others out already, so SQLite need not lock for each transaction.
+        self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=NORMAL")
         self._db.execute("PRAGMA foreign_keys=ON")

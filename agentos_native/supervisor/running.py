@@ -67,7 +67,8 @@ class Runner:
         record.exit_status, record.oom_killed, record.pid = None, False, None
         record.ended_at = None
         agent.become("starting")
-        self._host.registry.save(record)
+        if not record.provisional:  # such a record is taken back whatever its state
+            self._host.registry.save(record)
         try:
             run = await Start(self._host, agent).go()
         except Exception as error:
