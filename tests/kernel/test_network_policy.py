@@ -45,8 +45,7 @@ class Agents:
 
     def close(self) -> None:
         for attachment in self._made:
-            with contextlib.suppress(OSError):
-                os.close(attachment.netns_fd)
+            os.close(attachment.netns_fd)
         self.network.teardown()
 
 
@@ -317,7 +316,6 @@ def test_the_next_agent_of_a_slot_inherits_no_connection(agents: Agents, world: 
         assert networks.tracked() > 0
         agents.network.destroy(first.slot)
         assert networks.tracked() == 0
-        os.close(first.netns_fd)
         second = agents.network.create(first.slot, "e" * 12, "egress")
         with udp(second.netns_fd, second.ipv4, 7777) as into:
             server.sendto(b"late answer", peer)
