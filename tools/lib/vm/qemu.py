@@ -20,8 +20,8 @@ PORTS = ("control", "stdout", "stderr", "out")
 # Without mitigations fork and exec are twice as fast under emulation.
 KERNEL_ARGUMENTS = "root=/dev/vda rw panic=-1 mitigations=off nokaslr quiet loglevel=4 console=ttyS0"
 # Under emulation the virtual processors' time stamp counters do not agree well enough to be the clock.
-# With QEMU 7.2 an interrupt after ``cmpxchg16b`` can find rubbish in EFLAGS: six boots in ten crashed until the kernel was
-# told to do without that instruction (programs may not: NumPy refuses a processor that has not got it).
+# With QEMU 7.2 an interrupt after ``cmpxchg16b`` can find rubbish in EFLAGS: six boots in ten crashed until the kernel
+# was told to do without that instruction (programs may not: NumPy refuses a processor that has not got it).
 TCG_ARGUMENTS = "clearcpuid=cx16 tsc=unstable clocksource=hpet no_timer_check"
 
 
