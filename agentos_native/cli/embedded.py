@@ -1,20 +1,27 @@
 """A supervisor inside one command, when none answers.
 
 The command starts launcher and supervisor as its children, in a session of their own so that Ctrl-C reaches only
-the program. Two pipes tie them together: the supervisor writes to one when its API answers (``--ready-fd``), and
-stops, with its agents, when the other's end in this process is closed, however this process ended (``--lifeline-fd``).
+the program. The supervisor writes to a pipe when its API answers (``--ready-fd``), and stops, with its agents, at the
+end of its lifeline (``--lifeline-fd``): a FIFO beside its socket that this process, and every other command that uses
+the same supervisor meanwhile, holds open for writing. So it lasts until the last of them has ended, however it ended.
+
+The lock on the FIFO tells the state: exclusive while a supervisor starts or goes, shared by all who use it in between.
+Who can turn the shared lock into an exclusive one is the last, waits for the end, and removes the FIFO.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import select
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, Final
 
 import click
@@ -33,60 +40,164 @@ _STOP_SECONDS: Final = 30.0
 def supervised(ctx: click.Context, *, lasting: bool = False) -> Iterator[Client]:
     """A client with a supervisor behind it: the one that answers, or one that lasts as long as the context.
 
-    With `lasting` only the former will do. Raises ``no-supervisor`` then, and whatever kept an own one from starting.
+    With `lasting` only one that was started for itself will do. Raises ``no-supervisor`` then, and whatever kept an own
+    one from starting.
     """
     client = client_of(ctx)
+    fifo = os.path.abspath(client.socket) + ".lifeline"
+    with contextlib.ExitStack() as stack:
+        lifeline = _enter(client, fifo, stack, lasting)
+        if lasting and lifeline:
+            hint = "start one with: agentos-native supervise"
+            raise AgentosError("no-supervisor", "the one that answers ends with another command", client.socket, hint)
+        yield client
+
+
+def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, lasting: bool) -> bool:
+    """Find a supervisor or start one; `stack` lets go of it. True for one that needs a lifeline."""
+    while True:
+        if (lifeline := _settled(fifo)) is not None:
+            stack.callback(_leave, lifeline, fifo, lambda: _await_gone(client.socket))
+            return True
+        if lasting:
+            client.version()
+            return False
+        if _answers(client):
+            return False
+        if (ends := _make_fifo(fifo)) is not None:  # otherwise another command was faster
+            stack.enter_context(_supervisor(client.socket, fifo, *ends))
+            return True
+
+
+def _settled(fifo: str) -> int | None:
+    """The lifeline of an embedded supervisor that is there to stay for us, held; None when there is none."""
+    deadline = time.monotonic() + _START_SECONDS
+    while (lifeline := _join(fifo)) is None and os.path.exists(fifo):  # one starts or goes
+        if time.monotonic() > deadline:
+            raise AgentosError("timeout", "another command's supervisor neither starts nor ends", fifo)
+        time.sleep(0.05)
+    return lifeline
+
+
+def _answers(client: Client) -> bool:
     try:
         client.version()
     except AgentosError as error:
-        if error.code != "no-supervisor" or lasting:
+        if error.code != "no-supervisor":
             raise
-    else:
-        yield client
-        return
-    with _supervisor(client.socket):
-        yield client
+        return False
+    return True
+
+
+def _join(fifo: str) -> int | None:
+    """Hold the lifeline of an embedded supervisor; None when there is none, or one that starts or goes."""
+    try:
+        fd = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nobody reads: what a killed command has left
+            with contextlib.suppress(OSError):
+                os.unlink(fifo)
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def _leave(fd: int, fifo: str, await_end: Callable[[], None]) -> None:
+    """Let go of the lifeline; the last one waits for the end and removes the FIFO."""
+    guard = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+        try:
+            fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            return
+        os.close(fd)
+        await_end()
+        with contextlib.suppress(OSError):
+            os.unlink(fifo)
+    finally:
+        os.close(guard)
+
+
+def _await_gone(socket: str) -> None:
+    """Until the supervisor has removed its socket."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while os.path.exists(socket) and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def command(socket: str, ready_fd: int, lifeline_fd: int) -> list[str]:
     """The command line of an embedded supervisor."""
-    from agentos_native.spec.settings import load, to_argv
+    from agentos_native.spec import settings
 
+    chosen = {"socket": os.path.abspath(socket)}
+    state_dir = settings.load(chosen).state_dir
+    if state_dir != settings.DEFAULT_STATE_DIR:
+        # a name that belongs to this state, beside the one of the machine's own supervisor
+        chosen["node"] = f"at-{zlib.crc32(state_dir.encode()):08x}"
     python = [sys.executable, "-m"]
-    options = [*to_argv(load({"socket": os.path.abspath(socket)})), "--embedded"]
+    options = [*settings.to_argv(settings.load(chosen)), "--embedded"]
     descriptors = ["--ready-fd", str(ready_fd), "--lifeline-fd", str(lifeline_fd)]
     return [*python, "agentos_native.launcher", "--", *python, "agentos_native.supervisor", *options, *descriptors]
 
 
 @contextlib.contextmanager
-def _supervisor(socket: str) -> Iterator[None]:
+def _supervisor(socket: str, fifo: str, lifeline_end: int, lifeline: int) -> Iterator[None]:
+    """Start one; at the end let go of it, and see it off unless others use it."""
+    ready, ready_end = os.pipe()
+    with tempfile.TemporaryFile() as said:
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            try:
+                process = subprocess.Popen(
+                    command(socket, ready_end, lifeline_end),
+                    pass_fds=(ready_end, lifeline_end),
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+            finally:
+                os.close(ready_end)
+                os.close(lifeline_end)
+            _await_ready(ready, said)
+            fcntl.flock(lifeline, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(ready)
+            child = process
+            _leave(lifeline, fifo, lambda: _reap(child) if child else None)
+
+
+def _make_fifo(fifo: str) -> tuple[int, int] | None:
+    """A new lifeline, its two ends, exclusively locked; None when there is one. It appears only once it has both."""
     if os.geteuid() != 0:
         raise AgentosError("permission-denied", "agents can only be run by root", hint="run this as root")
-    ready, ready_end = os.pipe()
-    lifeline_end, lifeline = os.pipe()
-    said = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the supervisor
-    process: subprocess.Popen[bytes] | None = None
+    reader = writer = -1
+    own = f"{fifo}.{os.getpid()}"
     try:
+        os.makedirs(os.path.dirname(fifo), mode=0o755, exist_ok=True)
+        os.mkfifo(own, 0o600)
         try:
-            process = subprocess.Popen(
-                command(socket, ready_end, lifeline_end),
-                pass_fds=(ready_end, lifeline_end),
-                stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
-                start_new_session=True,
-            )
+            reader = os.open(own, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            writer = os.open(own, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fcntl.flock(writer, fcntl.LOCK_EX)
+            os.link(own, fifo)
         finally:
-            os.close(ready_end)
-            os.close(lifeline_end)
-        _await_ready(ready, said)
-        yield
-    finally:
-        os.close(ready)
-        os.close(lifeline)
-        if process is not None:
-            _reap(process)
-        said.close()
+            os.unlink(own)
+    except OSError as error:
+        for fd in (reader, writer):
+            if fd >= 0:
+                os.close(fd)
+        if isinstance(error, FileExistsError):
+            return None
+        raise AgentosError("cannot-write", error.strerror or str(error), fifo, "choose another --socket")
+    return reader, writer
 
 
 def _await_ready(ready: int, said: IO[bytes]) -> None:

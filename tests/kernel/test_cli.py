@@ -27,6 +27,7 @@ from typing import Any
 
 import pytest
 
+from agentos_native.cli.embedded import command
 from agentos_native.client import Client
 from tests.sandboxes import busybox_rootfs, cgroup2_mount
 
@@ -353,16 +354,17 @@ def test_a_run_survives_its_supervisor(machine: Machine) -> None:
     assert supervisor_pid(machine) != supervisor
 
 
-def test_embedded(machine: Machine, tmp_path: Path) -> None:
+def test_embedded(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a supervisor, `run` brings one along and leaves nothing behind."""
     alone = Machine(tmp_path, machine.group)
-    groups = sorted(path.name for path in cgroup2_mount().iterdir() if path.is_dir())
+    monkeypatch.setenv("AGENTOS_STATE_DIR", str(tmp_path / "state"))
     imported = alone("image", "import", "box", str(machine.directory / "rootfs"))
     assert imported.returncode == 0, imported.stderr
     done = alone("run", "--rm", "box", "sh", "-c", "echo hello; exit 4")
     assert (done.returncode, done.stdout) == (4, "hello\n"), done.stderr
     assert not (tmp_path / "s.sock").exists()
-    assert sorted(path.name for path in cgroup2_mount().iterdir() if path.is_dir()) == groups
+    node = next(word for word in command("/x", 0, 0) if word.startswith("--node=")).removeprefix("--node=")
+    assert not (cgroup2_mount() / f"agentos-{node}").exists()
     assert os.listdir(tmp_path / "state" / "agents") == []
     detached = alone("run", "-d", "box", "true")
     assert (detached.returncode, code_of(detached)) == (125, "no-supervisor")
@@ -381,3 +383,15 @@ def test_an_embedded_supervisor_dies_with_its_command(machine: Machine, tmp_path
     while (tmp_path / "s.sock").exists():
         assert time.monotonic() < deadline, "the supervisor is still there"
         time.sleep(0.1)
+
+
+def test_commands_share_one_embedded_supervisor(machine: Machine, tmp_path: Path) -> None:
+    """Started at once, each ends as its own program does: none takes the supervisor from under another."""
+    alone = Machine(tmp_path, machine.group)
+    assert alone("image", "import", "box", str(machine.directory / "rootfs")).returncode == 0
+    script = "echo $0; sleep $0; exit $0"
+    running = {seconds: alone.start("run", "--rm", "box", "sh", "-c", script, str(seconds)) for seconds in (1, 2, 4)}
+    for seconds, process in running.items():
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, out) == (seconds, f"{seconds}\n".encode()), err
+    assert sorted(os.listdir(tmp_path)) == ["state"]
