@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any, Final
+from typing import Any, Final, Self
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _syscall: Final = _libc.syscall
@@ -23,16 +23,35 @@ Argument = int | bytes | str | None | ctypes.Structure | ctypes.Array[Any]
 
 
 class SyscallError(OSError):
-    """A system call that failed: its name, its arguments as text, the path it was about (or ""), and the errno."""
+    """A system call that failed: its name, its arguments as text, the path it was about (or ""), and the errno.
+
+    Like those of `os`, it is also a FileNotFoundError, PermissionError, … where Python has one for the errno.
+    """
+
+    def __new__(cls, call: str, arguments: str, path: str, errno: int) -> Self:
+        error: Self = OSError.__new__(_kind(cls, errno), errno, os.strerror(errno), path or None)
+        return error
 
     def __init__(self, call: str, arguments: str, path: str, errno: int) -> None:
-        super().__init__(errno, os.strerror(errno), path or None)
         self.call = call
         self.arguments = arguments
         self.path = path
 
     def __str__(self) -> str:
         return f"{self.call}({self.arguments}): {self.strerror} [errno {self.errno}]"
+
+
+_kinds: Final[dict[tuple[type, type], Any]] = {}
+
+
+def _kind(base: type, errno: int) -> Any:
+    """`base` joined with Python's own class for `errno`: the interpreter does so for OSError itself only."""
+    builtin = type(OSError(errno, ""))
+    if builtin is OSError:
+        return base
+    if (base, builtin) not in _kinds:
+        _kinds[base, builtin] = type(base.__name__, (base, builtin), {"__module__": base.__module__})
+    return _kinds[base, builtin]
 
 
 def _convert(argument: Argument) -> Any:
