@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from agentos_native.network import ruleset
-from agentos_native.network.addressing import group, index_of
+from agentos_native.network.addressing import group, index_of, table_name
 from agentos_native.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Channel, NetlinkError, attributes, send
 from agentos_native.network.reaper import Reaper
 from agentos_native.network.templates import Template, Templates
@@ -64,13 +64,12 @@ class HostSide:
 
     # -- the table --
 
-    def load_table(self, connections: int) -> bool:
-        """Put the rules in place in one transaction; True when the elements of a table of another shape were lost.
+    def load_table(self, connections: int) -> None:
+        """Put the rules in place in one transaction. The elements stay, unless the table's sets had another shape.
 
         Raises:
             NftError: nft is missing, or refused.
         """
-        lost = False
         try:
             _nft(ruleset.text(self._node, self._block, connections=connections))
         except NftError as error:
@@ -78,9 +77,7 @@ class HostSide:
                 raise
             # A set or chain of that name but of another shape: an older version's table, or not ours at all.
             _nft(ruleset.text(self._node, self._block, connections=connections, from_scratch=True))
-            lost = True
         self._rules = self.count_rules()
-        return lost
 
     def table_is_whole(self) -> bool:
         """Whether all rules are where `load_table` put them (somebody may have flushed the ruleset)."""
@@ -92,7 +89,9 @@ class HostSide:
             return len(self._netfilter.dump(made.data, made.steps[0]))
 
     def delete_table(self) -> None:
-        _nft(f"add table inet agentos-{self._node}\ndelete table inet agentos-{self._node}\n")
+        """Idempotent."""
+        table = table_name(self._node)
+        _nft(f"add table inet {table}\ndelete table inet {table}\n")
 
     # -- one agent --
 
