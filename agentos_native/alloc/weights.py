@@ -87,8 +87,12 @@ def _wake(budget: Floats, idle_share: Floats, idle_floor: Floats) -> Floats:
     return np.where(left > 0.01 * others, np.clip(others / np.maximum(left, TINY), 1.0, 100.0), 100.0)
 
 
-def agent_weights(problem: Problem, solution: Solution) -> Indices:
-    """The W-rule for every agent within its tenant and tier, shape (n,)."""
+def agent_weights(problem: Problem, solution: Solution, trim: Floats | None = None) -> Indices:
+    """The W-rule for every agent within its tenant and tier, shape (n,).
+
+    Args:
+        trim: factors on the floors, shape (n,): what experience says the kernel needs to be told (see `demand.trim`).
+    """
     count = len(solution.group_level)
     group = np.repeat(np.arange(count), np.diff(problem.starts))
     if len(group) == 0:
@@ -107,11 +111,14 @@ def agent_weights(problem: Problem, solution: Solution) -> Indices:
         segment_sum(solution.share * asleep, group, count),
         segment_sum(floor * asleep, group, count),
     )
-    wanted_floor = np.where(asleep, floor * factor[group], floor)
-    rates = np.maximum(weight * level[group], wanted_floor)
+    plain = weight * level[group]
+    told = floor if trim is None else np.where(floor > plain, np.maximum(floor * trim, plain), floor)
+    rates = np.maximum(plain, np.where(asleep, floor * factor[group], told))
     # sleepers set the scale by what they use now; at worst they are cut to 10000 and short for one tick when they wake
     unit = _fitting(level, _segment_max(np.where(asleep, solution.share, rates), group, count))
-    return _quantise(rates, rates > weight * level[group] * (1 + 1e-9), unit[group])
+    whole = _quantise(rates, rates > plain * (1 + 1e-9), unit[group])
+    alone = np.diff(problem.starts)[group] == 1  # nobody to compare with: nothing to lift it above
+    return np.where(alone, np.clip(np.rint(weight), LOWEST, HIGHEST).astype(np.int64), whole)
 
 
 @dataclass(frozen=True)
@@ -249,14 +256,14 @@ def group_weights(problem: Problem, solution: Solution) -> Indices:
     return result.reshape(shape)
 
 
-def kernel_weights(problem: Problem, solution: Solution) -> Weights:
-    """Everything that is to be written."""
+def kernel_weights(problem: Problem, solution: Solution, trim: Floats | None = None) -> Weights:
+    """Everything that is to be written; `trim` as for `agent_weights`."""
     idle = TIERS - 1
     group_idle = np.zeros(solution.group_share.shape, dtype=np.int64)
     group_idle[:, idle] = solution.group_reserved[:, idle] <= 0
     tenant_idle = ((problem.tenant_tier == idle) & (solution.tenant_reserved <= 0)).astype(np.int64)
     return Weights(
-        agent=agent_weights(problem, solution),
+        agent=agent_weights(problem, solution, trim),
         group=group_weights(problem, solution),
         group_idle=group_idle,
         tenant=tenant_weights(problem, solution),

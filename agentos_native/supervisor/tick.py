@@ -19,6 +19,7 @@ import numpy as np
 
 from agentos_native import alloc
 from agentos_native.alloc import Warm, demand
+from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, sensors
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
@@ -35,7 +36,7 @@ COMPILE_FROM: Final = 200
 REFRESH: Final = 60.0
 """Seconds in which every weight file is read again once: others may have written."""
 SMOOTHING: Final = 3.0
-"""Seconds over which the capacity is averaged."""
+"""Seconds over which capacity and use are averaged."""
 
 OnEvent = Callable[[str, str], None]
 
@@ -70,11 +71,19 @@ class Ticker:
         cpus: of the machine, or fewer where the node shall divide fewer.
         on_event: called with ("cgroup-gone", agent id) from within `tick`.
         compile_from: agents from which the compiled engine is loaded, in a thread of its own; 0: never.
+        clock: time.monotonic, but for tests.
     """
 
     def __init__(
-        self, tree: Tree, cpus: float, on_event: OnEvent | None = None, *, compile_from: int = COMPILE_FROM
+        self,
+        tree: Tree,
+        cpus: float,
+        on_event: OnEvent | None = None,
+        *,
+        compile_from: int = COMPILE_FROM,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._tree = tree
         self._cpus = cpus
         self._on_event = on_event
@@ -88,6 +97,8 @@ class Ticker:
         self._demand: Floats = np.zeros(self._slots.capacity)
         self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
         self._entitled: Floats = np.zeros(self._slots.capacity)
+        self._used: Floats = np.zeros(self._slots.capacity)
+        self._trim: Floats = np.ones(self._slots.capacity)
         self._reported: set[str] = set()
         self._warm = Warm()
         self._last: Sample | None = None
@@ -130,20 +141,19 @@ class Ticker:
             self.remove(agent_id)
             slot = self._slots.add(Agent(agent_id, ref, -1, weight, request, limit, agent_type)).slot
             self._grow()
-            self._meter.open(slot, path, time.monotonic())
+            self._meter.open(slot, path, self._clock())
             if self.enforced:
                 self._weights.open(slot, path)
             self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
-            self._tasks[slot] = 0
+            self._tasks[slot], self._used[slot], self._trim[slot] = 0, request, 1
 
     def _grow(self) -> None:
         more = self._slots.capacity - len(self._demand)
         if more > 0:
             self._meter.grow(self._slots.capacity)
             self._weights.grow(self._slots.capacity)
-            self._demand, self._tasks, self._entitled = (
-                np.append(array, np.zeros(more)) for array in (self._demand, self._tasks, self._entitled)
-            )
+            for name in ("_demand", "_tasks", "_entitled", "_used", "_trim"):
+                setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
 
     def change(
         self,
@@ -200,13 +210,23 @@ class Ticker:
             self._entitled[slots] = solution.share
             writes, failures = 0, 0
             if self.enforced:
+                trim = self._trimmed(problem, solution, now)
                 self._refresh(now)
-                writes, failures = self._write(alloc.kernel_weights(problem, solution))
+                writes, failures = self._write(alloc.kernel_weights(problem, solution, trim))
             self._before_last, self._last = self._last, sample
             self._meter.keep(sample)
             self._load_engine(len(slots))
             duration = time.perf_counter() - began
             return TickResult(len(slots), writes, failures, duration, self._capacity, alloc.engine(), gone)
+
+    def _trimmed(self, problem: alloc.Problem, solution: alloc.Solution, now: float) -> Floats:
+        """Carry on the corrections of those that have their reservation, want more, and get something else."""
+        slots = self._slots.plan().slots
+        elapsed = now - self._last.time if self._last is not None else 0.0
+        at_floor = solution.share < problem.floor + HUNGRY
+        lifted = (problem.floor > HUNGRY) & at_floor & (solution.share < solution.wanted - HUNGRY)
+        self._trim[slots] = demand.trim(self._trim[slots], self._used[slots], solution.share, lifted, elapsed)
+        return self._trim[slots]
 
     def _report_gone(self) -> tuple[str, ...]:
         status = self._meter.sensors.status
@@ -227,6 +247,7 @@ class Ticker:
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         self._capacity += part * (measured.capacity - self._capacity)
+        self._used[slots] += part * (measured.used - self._used[slots])
 
     def _wanted(self, measured: Measured) -> Floats:
         """The demand of each agent of the plan, in CPUs: never more than its limit or its threads can use."""
@@ -289,8 +310,8 @@ class Ticker:
             if not len(plan.slots):
                 return []
             if self._last is None:
-                self.tick(time.monotonic())
-            now = time.monotonic()
+                self.tick(self._clock())
+            now = self._clock()
             sample = self._meter.read(plan.slots, now)
             before = self._meter.begin_of(window, now) if window is not None else self._before_last
             before = before or self._last

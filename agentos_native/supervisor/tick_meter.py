@@ -122,6 +122,8 @@ class Meter:
         held = np.where(held > 0, demand.throttled_fraction(held, limits, elapsed), np.nan)
 
         window = max(after.time - before.time, 1e-3)
-        there = (after.node_used - before.node_used + after.idle - before.idle) / 1e6 / window
-        capacity = float(np.clip(there, LEAST_CAPACITY * self._cpus, self._cpus))
+        # a virtual machine's clocks need not agree: more CPU time than wall time may have been used
+        taken = (after.node_used - before.node_used) / 1e6 / window
+        there = taken + (after.idle - before.idle) / 1e6 / window
+        capacity = max(min(there, max(self._cpus, taken)), LEAST_CAPACITY * self._cpus)
         return Measured(used, np.clip(np.fmax(waited, held), 0.0, 1.0), window, capacity, new)
