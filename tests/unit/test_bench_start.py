@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tools.benches.machine import Shares
 from tools.benches.report import Row
 from tools.benches.rounds import Batch, Comparison, Times
 from tools.benches.start import rows_of
@@ -10,7 +11,7 @@ from tools.benches.start import rows_of
 def batches(microseconds: float, steals: list[float]) -> list[Batch]:
     """One batch of four equal starts for each steal; a start takes twice as long to end as to be executed."""
     times = Times((microseconds,) * 4, (microseconds * 2,) * 4, microseconds * 8)
-    return [Batch(times, steal) for steal in steals]
+    return [Batch(times, Shares(steal, 0.1), 0.02) for steal in steals]
 
 
 def rows(depth: int, figures: dict[str, float], steals: list[float]) -> dict[tuple[str, str], Row]:
@@ -58,7 +59,9 @@ def test_stolen_batches_make_the_row_inconclusive_with_the_reason() -> None:
     assert "6 of 8 pairs dropped" in row.reason
 
 
-def test_a_contender_without_a_clean_batch_has_no_figure() -> None:
+def test_without_a_clean_batch_figures_are_shown_but_prove_nothing() -> None:
     made = rows(1, {"C": 4000, "stages": 4400}, [0.5] * 8)
-    assert made["C, 1 in flight: request to exec p50", ""].value is None
-    assert "50%" in made["C, 1 in flight: request to exec p50", ""].reason
+    assert "no clean batch" in made["C, 1 in flight: request to exec p50", ""].reason
+    bound = made["stages, 1 in flight: request to exec p50, ratio", "C"]
+    assert (bound.ratio, bound.ok) == (1.1, None)
+    assert "no clean sample" in bound.reason

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from tools.benches.machine import MAX_STEAL, read_processor_times, shares
 from tools.benches.place import Place
 from tools.benches.report import Row, judge
-from tools.benches.rounds import MAX_STEAL, read_processor_times, stolen_since
 from tools.benches.service import agentos_native, service
 
 BUDGET_MS: Final = 120.0
@@ -48,7 +48,7 @@ def processor_ms(command: Sequence[str], environment: dict[str, str]) -> float |
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, list(command))
-    if stolen_since(before, read_processor_times()) > MAX_STEAL:
+    if shares(before, read_processor_times(), 0.0).steal > MAX_STEAL:
         return None
     return (usage.ru_utime + usage.ru_stime) * 1e3
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from tools.benches import memory
+from tools.benches.machine import MAX_STEAL, read_processor_times, shares
 from tools.benches.place import Place, link_names
 from tools.benches.report import Row
-from tools.benches.rounds import MAX_STEAL, read_processor_times, stolen_since
 from tools.benches.service import Service, agent_spec, service
 
 PSS_BUDGET_KIB: Final = 100.0
@@ -128,10 +128,10 @@ def _kernel_rows(count: int, cost: Grown, bare: Grown) -> list[Row]:
 def _at_rest(running: Service, count: int) -> list[Row]:
     """Resident memory of the supervisor, and processor time of launcher and supervisor while nothing happens."""
     pids = running.processes()
-    stolen, used = read_processor_times(), memory.processor_seconds(pids)
+    before, used = read_processor_times(), memory.processor_seconds(pids)
     time.sleep(REST_SECONDS)
     percent = (memory.processor_seconds(pids) - used) / REST_SECONDS * 100
-    steal = stolen_since(stolen, read_processor_times())
+    steal = shares(before, read_processor_times(), 0.0).steal
     rss = max(memory.rss_kib(pid) for pid in pids) / 1024
     bound = count <= CPU_POPULATION
     ok: bool | None = percent <= CPU_BUDGET_PERCENT if bound else None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from tools.benches.machine import TICKS
+
 KERNEL_FIELDS: Final = ("Slab", "KernelStack", "PageTables", "AnonPages")
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 
 
 def meminfo(text: str | None = None) -> dict[str, int]:

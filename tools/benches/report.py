@@ -68,15 +68,17 @@ class Verdict:
     spread: tuple[float, float] | None
 
 
-def judge(samples: Sequence[float], budget: float, *, at_least: bool = False, lost: str = "") -> Verdict:
-    """Hold the median of `samples` against `budget`.
+def judge(
+    samples: Sequence[float], budget: float, *, at_least: bool = False, lost: str = "", otherwise: float | None = None
+) -> Verdict:
+    """Hold the median of `samples` against `budget`; `otherwise` is shown where there is no sample.
 
     The verdict is None when there are too few samples for an interval (`lost` says where the others went) or when the
     interval holds the budget itself, unless the samples lie on one side of it anyway.
     """
     lost = f"; {lost}" if lost else ""
     if not samples:
-        return Verdict(None, None, f"inconclusive: no clean sample{lost}", None)
+        return Verdict(otherwise, None, f"inconclusive: no clean sample{lost}", None)
     middle = median(samples)
     spread = median_interval(samples)
     if spread is None:

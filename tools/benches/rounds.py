@@ -1,8 +1,8 @@
-"""Alternation: contenders take turns within one run; a turn during which other machines took the processor is dropped.
+"""Alternation: contenders take turns within one run; a turn during which others took the processor is dropped.
 
 A *round* is one batch of every contender, in an order that rotates, so that nobody always runs first; ratios are formed
-within a round only. A batch during which more than `MAX_STEAL` of the machine's time was stolen makes the pairs it
-belongs to unclean.
+within a round only. A batch during which too much of the machine was stolen or did other work (`machine`) makes the
+pairs it belongs to unclean.
 """
 
 from __future__ import annotations
@@ -12,9 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from tools.benches.stats import percentile
+from tools.benches.machine import (
+    MAX_FOREIGN,
+    MAX_STEAL,
+    ProcessorTimes,
+    Shares,
+    read_processor_times,
+    shares,
+)
+from tools.benches.stats import median, percentile
 
-MAX_STEAL: Final = 0.15
 SETTLE_SECONDS: Final = 5.0
 
 
@@ -50,29 +57,11 @@ class Contender(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """One contender's turn."""
+    """One contender's turn; `used` in seconds of processor time."""
 
     times: Times
-    steal: float
+    shares: Shares
     used: float = 0.0
-    """Seconds of processor time."""
-
-    @property
-    def clean(self) -> bool:
-        return self.steal <= MAX_STEAL
-
-
-def read_processor_times(path: str = "/proc/stat") -> tuple[int, int]:
-    """(stolen, total) ticks of all processors since boot; see proc(5). Guest time is already within user time."""
-    with open(path, encoding="ascii") as file:
-        fields = [int(field) for field in file.readline().split()[1:9]]
-    return fields[7], sum(fields)
-
-
-def stolen_since(before: tuple[int, int], after: tuple[int, int]) -> float:
-    """The stolen share (0..1) of the time between two readings; 0 for an interval shorter than a tick."""
-    total = after[1] - before[1]
-    return (after[0] - before[0]) / total if total > 0 else 0.0
 
 
 @dataclass
@@ -82,25 +71,35 @@ class Comparison:
     depth: int
     batches: dict[str, list[Batch]] = field(default_factory=dict)
 
-    def pairs(self, name: str, other: str) -> list[tuple[Batch, Batch]]:
-        """The clean pairs of two contenders."""
+    def pairs(self, name: str, other: str, *, unclean: bool = False) -> list[tuple[Batch, Batch]]:
+        """The clean pairs of two contenders; with `unclean` all of them."""
         both = zip(self.batches[name], self.batches[other], strict=True)
-        return [(mine, theirs) for mine, theirs in both if mine.clean and theirs.clean]
+        return [(mine, theirs) for mine, theirs in both if unclean or (mine.shares.clean and theirs.shares.clean)]
 
     def lost(self, name: str, other: str) -> str:
         """Where the other pairs went, for the reason of an inconclusive row."""
         dropped = len(self.batches[name]) - len(self.pairs(name, other))
         if not dropped:
             return ""
-        return f"{dropped} of {len(self.batches[name])} pairs dropped for more than {MAX_STEAL:.0%} steal"
+        limits = f"{MAX_STEAL:.0%} steal or {MAX_FOREIGN:.0%} other load"
+        return f"{dropped} of {len(self.batches[name])} pairs dropped for more than {limits}"
 
-    def ratios(self, name: str, other: str, figure: Callable[[Times], float]) -> list[float]:
-        """`figure` of `name` over that of `other`, one ratio for each clean pair."""
-        return [figure(mine.times) / figure(theirs.times) for mine, theirs in self.pairs(name, other)]
+    def compare(self, name: str, other: str, figure: Callable[[Times, Times], float]) -> tuple[list[float], float]:
+        """`figure` of each clean pair, and what to show where there is none: its median over all pairs."""
+        clean = [figure(mine.times, theirs.times) for mine, theirs in self.pairs(name, other)]
+        everything = self.pairs(name, other, unclean=True)
+        return clean, median([figure(mine.times, theirs.times) for mine, theirs in everything])
 
-    def pooled(self, name: str, pick: Callable[[Times], Sequence[float]]) -> list[float]:
-        """The single starts of all clean batches of `name`."""
-        return [value for batch in self.batches[name] if batch.clean for value in pick(batch.times)]
+    def clean(self, name: str) -> list[Batch]:
+        """The clean batches of `name`."""
+        return [batch for batch in self.batches[name] if batch.shares.clean]
+
+    def to_show(self, name: str) -> tuple[list[Batch], str]:
+        """The clean batches of `name`, or without any all of them and the reason why they prove nothing."""
+        clean = self.clean(name)
+        if clean:
+            return clean, ""
+        return self.batches[name], f"no clean batch: {MAX_STEAL:.0%} steal or {MAX_FOREIGN:.0%} other load exceeded"
 
 
 def executed_p50(times: Times) -> float:
@@ -119,7 +118,7 @@ def alternate(
     rounds: int,
     counts: Mapping[str, int],
     *,
-    read: Callable[[], tuple[int, int]] = read_processor_times,
+    read: Callable[[], ProcessorTimes] = read_processor_times,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Comparison:
     """Let `contenders` take turns for `rounds` rounds after one that only warms them up.
@@ -137,9 +136,9 @@ def alternate(
             _settle(contender)
             before, used = read(), contender.processor_seconds()
             times = contender.run(counts[contender.name], depth)
-            steal = stolen_since(before, read())
+            used = contender.processor_seconds() - used
+            batch = Batch(times, shares(before, read(), used), used)
             if number:
-                batch = Batch(times, steal, contender.processor_seconds() - used)
                 result.batches[contender.name].append(batch)
     for contender in contenders:
         _settle(contender)

@@ -112,36 +112,32 @@ def rows_of(comparison: Comparison, who: Sequence[str]) -> list[Row]:
 
 
 def _figures(comparison: Comparison, name: str) -> list[Row]:
-    """The plain figures of one contender, and how much of the machine was stolen meanwhile."""
-    batches = comparison.batches[name]
-    executed = comparison.pooled(name, lambda times: times.executed)
-    rates = [per_second(batch.times) for batch in batches if batch.clean]
-    stolen = max((batch.steal for batch in batches), default=0.0)
+    """The plain figures of one contender, and what the machine did besides."""
+    batches, reason = comparison.to_show(name)
+    executed = [figure for batch in batches for figure in batch.times.executed]
     prefix = f"{name}, {comparison.depth} in flight"
-    if not executed:
-        reason = f"every batch had more steal than allowed (worst {stolen:.0%})"
-        return [Row(f"{prefix}: request to exec p50", None, "ms", reason=reason)]
+    worst = comparison.batches[name]
     return [
-        Row(f"{prefix}: request to exec p50", percentile(executed, 0.5) / 1e3, "ms"),
-        Row(f"{prefix}: request to exec p99", percentile(executed, 0.99) / 1e3, "ms"),
-        Row(f"{prefix}: rate", median(rates), "starts/s"),
-        Row(f"{prefix}: processor time of a start and its removal", _processor_ms(batches), "ms"),
-        Row(f"{prefix}: steal in its worst batch", stolen * 100, "%"),
+        Row(f"{prefix}: request to exec p50", percentile(executed, 0.5) / 1e3, "ms", reason=reason),
+        Row(f"{prefix}: request to exec p99", percentile(executed, 0.99) / 1e3, "ms", reason=reason),
+        Row(f"{prefix}: rate", median([per_second(batch.times) for batch in batches]), "starts/s", reason=reason),
+        Row(f"{prefix}: processor time of a start and its removal", _processor_ms(batches), "ms", reason=reason),
+        Row(f"{prefix}: steal in its worst batch", max(batch.shares.steal for batch in worst) * 100, "%"),
+        Row(f"{prefix}: other load in its worst batch", max(batch.shares.foreign for batch in worst) * 100, "%"),
     ]
 
 
 def _processor_ms(batches: Sequence[Batch]) -> float:
-    """Over all clean batches, since /proc counts in ticks of 10 ms. It says more than the clock on a busy machine."""
-    clean = [batch for batch in batches if batch.clean]
-    return sum(batch.used for batch in clean) / sum(len(batch.times.ended) for batch in clean) * 1e3
+    """Over all batches, since /proc counts in ticks of 10 ms. It says more than the clock on a busy machine."""
+    return sum(batch.used for batch in batches) / sum(len(batch.times.ended) for batch in batches) * 1e3
 
 
 def _stage_rows(comparison: Comparison, contender: Contender) -> list[Row]:
-    """Where the time goes, as the contender itself tells it: medians over all clean starts."""
-    clean = [batch for batch in comparison.batches[contender.name] if batch.clean]
-    starts = [start for batch in clean for start in batch.times.stages]
+    """Where the time goes, as the contender itself tells it: medians over all starts."""
+    batches, reason = comparison.to_show(contender.name)
+    starts = [start for batch in batches for start in batch.times.stages]
     return [
-        Row(f"{contender.name}, {comparison.depth} in flight: {stage}", median(figures) / 1e3, "ms")
+        Row(f"{contender.name}, {comparison.depth} in flight: {stage}", median(figures) / 1e3, "ms", reason=reason)
         for stage, figures in zip(contender.stage_names, zip(*starts, strict=True), strict=False)
     ]
 
@@ -166,23 +162,24 @@ def _ratio_row(
     comparison: Comparison, names: tuple[str, str], figure: Figure, budget: float | None, *, at_least: bool = False
 ) -> Row:
     """`figure` of the first of `names` over that of the second, pair by pair."""
-    ratios = comparison.ratios(*names, figure.of)
+    ratios, unclean = comparison.compare(*names, lambda mine, theirs: figure.of(mine) / figure.of(theirs))
     lost = comparison.lost(*names)
-    value = median([figure.of(mine.times) for mine, _ in comparison.pairs(*names)]) * figure.scale if ratios else None
+    shown, _ = comparison.to_show(names[0])
+    value = median([figure.of(batch.times) for batch in shown]) * figure.scale
     title = f"{names[0]}, {comparison.depth} in flight: {figure.name}, ratio"
     if budget is None:
-        told = judge(ratios, 0.0)
+        told = judge(ratios, 0.0, otherwise=unclean)
         return Row(title, value, figure.unit, names[1], told.middle, spread=told.spread, reason=lost)
-    verdict = judge(ratios, budget, at_least=at_least or figure.more_is_better, lost=lost)
+    verdict = judge(ratios, budget, at_least=at_least or figure.more_is_better, lost=lost, otherwise=unclean)
     return Row(title, value, figure.unit, names[1], verdict.middle, budget, verdict.ok, verdict.reason, verdict.spread)
 
 
 def _api_above_stages(comparison: Comparison) -> Row:
     """Milliseconds that HTTP, validation and the registry add; the budget is for one start at a time."""
-    pairs = comparison.pairs("API", "stages")
-    above = [(executed_p50(mine.times) - executed_p50(theirs.times)) / 1e3 for mine, theirs in pairs]
-    verdict = judge(above, API_BUDGET_MS, lost=comparison.lost("API", "stages"))
+    names = ("API", "stages")
+    above, unclean = comparison.compare(*names, lambda mine, theirs: (executed_p50(mine) - executed_p50(theirs)) / 1e3)
+    verdict = judge(above, API_BUDGET_MS, lost=comparison.lost(*names), otherwise=unclean)
     title = f"API, {comparison.depth} in flight: request to exec p50 above the stages'"
     if comparison.depth > 1:
-        return Row(title, verdict.middle, "ms", "stages", spread=verdict.spread)
+        return Row(title, verdict.middle, "ms", "stages", spread=verdict.spread, reason=comparison.lost(*names))
     return Row(title, verdict.middle, "ms", "stages", None, API_BUDGET_MS, verdict.ok, verdict.reason, verdict.spread)

@@ -86,8 +86,9 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
 
 def rows_of(comparison: Comparison, count: int) -> list[Row]:
     """The plain figure of the preads, and the tick's, which is bound."""
-    ratios = comparison.ratios("tick", "preads", executed_p50)
-    verdict = judge(ratios, BUDGET, lost=comparison.lost("tick", "preads"))
+    names = ("tick", "preads")
+    ratios, unclean = comparison.compare(*names, lambda mine, theirs: executed_p50(mine) / executed_p50(theirs))
+    verdict = judge(ratios, BUDGET, lost=comparison.lost(*names), otherwise=unclean)
     bare, tick = (_pooled(comparison, name) for name in ("preads", "tick"))
     return [
         Row(f"preads, {count} groups", bare, "ms"),
@@ -96,9 +97,9 @@ def rows_of(comparison: Comparison, count: int) -> list[Row]:
     ]  # fmt: skip
 
 
-def _pooled(comparison: Comparison, name: str) -> float | None:
-    taken = comparison.pooled(name, lambda times: times.executed)
-    return median(taken) / 1e3 if taken else None
+def _pooled(comparison: Comparison, name: str) -> float:
+    batches, _ = comparison.to_show(name)
+    return median([taken for batch in batches for taken in batch.times.executed]) / 1e3
 
 
 @contextmanager
