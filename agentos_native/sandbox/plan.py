@@ -55,9 +55,12 @@ _LINKS: Final = {
 _MASKED: Final = (
     "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
-    "/sys/devices/virtual/powercap", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
 )  # fmt: skip
 """What tells of the host or has been a hole (power meters, kernel addresses); those that exist are covered."""
+_MASKED_FIRST: Final = "/sys/firmware"
+"""Masked too, and on every kernel (drivers/base/firmware.c): the empty directory is attached here and copied from here,
+since open_tree(2) copies attached mounts only (a detached one: EINVAL on 6.12)."""
 _READ_ONLY: Final = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 _KEYCTL_JOIN_SESSION_KEYRING: Final = 1
@@ -233,7 +236,7 @@ def _kernel_trees(add: _Builder) -> None:
     add.stage = "mount /sys/fs/cgroup"
     add.mount(_FRESH, "/sys/fs/cgroup", "cgroup2", {}, closed | _RO)
     add.stage = "mask"
-    add.mount(_EMPTY, "", "tmpfs", {"mode": "555", "nr_inodes": "2", "size": "4k"}, closed | _RO)
+    add.mount(_EMPTY, _MASKED_FIRST, "tmpfs", {"mode": "555", "nr_inodes": "2", "size": "4k"}, closed | _RO)
     for path in _MASKED:
         add("cover", path, _EMPTY, _NULL, _RO | _NOEXEC)
     add.stage = "read-only"
