@@ -12,6 +12,7 @@ import sys
 import prctl
 
 from agentos_native.errors import EXIT_FAILED, AgentosError
+from agentos_native.kernel.sched import set_nice_of_this_thread
 from agentos_native.launcher.loop import Launcher
 
 
@@ -43,6 +44,7 @@ def prepare_process() -> None:
                 "/proc/sys/fs/suid_dumpable",
                 "sysctl fs.suid_dumpable=0 (the kernel's default; 2 is fine as well)",
             )
+    set_nice_of_this_thread(-10)  # it does little, and a busy machine must not delay it; children begin at 0
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # one pidfd for each agent
 
