@@ -90,6 +90,7 @@ class App:
         await asyncio.wait_for(link.replay.complete.wait(), 30)
         recovery = Recovery(lifecycle, link.replay)
         await recovery.run(registry_lost=aside is not None)
+        await lifecycle.tenancy.restore()
         for line in recovery.report:
             _log.warning("recovery: %s", line)
         await self._serve(stack, lifecycle)

@@ -14,7 +14,6 @@ from typing import Final
 
 import msgspec
 
-from agentos_native.cgroup import GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Document, TenantSpec
 from agentos_native.supervisor import admission, resources
@@ -91,22 +90,12 @@ class Applier:
         admission.admit_tenant(spec, running, host.tenants, host.capacity)
         action: Action = "created" if old is None else "unchanged" if old == spec else "updated"
         if not dry_run and old != spec:
-            limits = GroupSettings(
-                cpu_max_millis=spec.limits.cpu,
-                cpu_min_millis=spec.requests.cpu,
-                memory_max=spec.limits.memory,
-                memory_low=spec.requests.memory or None,
-            )
-            await host.workers.call(host.groups.set_tenant, spec.name, limits, self._lacking())
+            await self._lifecycle.tenancy.enforce(spec)
             host.registry.save_tenant(spec)
             host.tenants[spec.name] = spec
             host.shares.set_tenant(spec)
             host.events.add(f"tenant-{action}", tenant=spec.name)
         return ApplyResult(kind="Tenant", name=spec.name, tenant=spec.name, action=action)
-
-    def _lacking(self) -> list[str]:
-        """Controllers that this host does not have: a tenant's own limits are then shown, not enforced."""
-        return [name for name in ("cpu", "memory", "pids", "io") if name not in self._host.controllers]
 
     async def _apply_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
         agent = self._host.agents.named(spec.tenant, spec.name)
@@ -189,7 +178,7 @@ class Applier:
         host.registry.forget_tenant(name)
         del host.tenants[name]
         host.shares.remove_tenant(name)
-        await host.workers.call(host.groups.remove_empty_tenants)
+        self._lifecycle.tenancy.sweep_soon()
         host.events.add("tenant-deleted", tenant=name)
         return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
 

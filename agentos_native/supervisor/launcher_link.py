@@ -41,6 +41,17 @@ class CloneRequest:
         self.unit = unit
         self.cloned: asyncio.Future[tuple[int, int]] = loop.create_future()
         self.running: asyncio.Future[list[int]] = loop.create_future()
+        self.taken: set[str] = set()
+        """Whose fds have a new owner: "cloned", "running"."""
+
+    def drop(self) -> None:
+        """Close the fds that have come and that nobody took."""
+        self.cloned.cancel()  # what comes later is closed by the link
+        if "cloned" not in self.taken and not self.cloned.cancelled() and self.cloned.exception() is None:
+            _close([self.cloned.result()[1]])
+        self.running.cancel()
+        if "running" not in self.taken and not self.running.cancelled() and self.running.exception() is None:
+            _close(self.running.result())
 
 
 class CloneError(Exception):

@@ -26,6 +26,7 @@ from agentos_native.supervisor.agents import Agent, Run
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.registry import Record, encode_record
 from agentos_native.supervisor.running import TIMED_OUT, Runner, Tasks
+from agentos_native.supervisor.tenancy import Tenancy
 
 SUPERVISOR_STOPPED = "supervisor-stopped"
 KILL_TIMEOUT = 10.0
@@ -38,6 +39,7 @@ class Lifecycle:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.tasks = Tasks()
+        self.tenancy = Tenancy(host, self.tasks.spawn)
         self.runner = Runner(host, self.tasks)
         self.runner.on_timeout = partial(self.stop, reason=TIMED_OUT)
         self.runner.on_auto_remove = self._remove_locked
@@ -142,6 +144,7 @@ class Lifecycle:
         await host.workers.call(self.release_files, agent.id)
         self.runner.event(agent, "removed")
         host.userns.refill()
+        self.tenancy.sweep_soon()
 
     def release_files(self, agent_id: str) -> None:
         """Delete an agent's directory (in a worker thread): the image's part by the store, the rest here."""

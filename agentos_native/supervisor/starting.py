@@ -12,7 +12,6 @@ packet has gone is undone by killing the cgroup.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import time
 from collections.abc import Awaitable
@@ -32,6 +31,9 @@ from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.launcher_link import CloneError, CloneRequest
 from agentos_native.supervisor.logs import LogWriter
 from agentos_native.supervisor.undo import UndoStack
+
+_ANSWER_WITHIN = 10.0
+"""Seconds that the launcher is given to answer a request which is not wanted any more."""
 
 
 class Rootfs(NamedTuple):
@@ -111,6 +113,7 @@ class Start:
         request = self._host.link.clone(
             self._agent.id, plan.encode(), namespaces=plan.namespaces, fds=plan.fds, cgroup=plan.cgroup
         )
+        self._undo.push("clone", partial(self._withdraw, request, group))
         self._passed("launch.sent", "sent")
         run = await self._launched(request, group, ended)
         run.log, run.drain, run.stdin_fd = log, output, self._pipes.take_input()
@@ -121,12 +124,22 @@ class Start:
     async def _launched(self, request: CloneRequest, group: Group, ended: asyncio.Future[Any]) -> Run:
         pid, pidfd = await request.cloned
         run = Run(group, pid, pidfd, ended)
+        request.taken.add("cloned")
         self._undo.push("process", partial(_let_go, run))
         self._passed("launch.cloned", "cloned")
         terminal = await request.running
         run.tty_fd = terminal[0] if terminal else -1
+        request.taken.add("running")
         self._passed("launch.running", "running")
         return run
+
+    async def _withdraw(self, request: CloneRequest, group: Group) -> None:
+        """The request cannot be called back: what comes of it is killed, its answers are awaited and dropped."""
+        await self._host.workers.call(kill, group)
+        await asyncio.wait([request.cloned], timeout=_ANSWER_WITHIN)
+        await self._host.workers.call(kill, group)  # it may have been cloned after the first time
+        await asyncio.wait([request.running], timeout=_ANSWER_WITHIN)
+        request.drop()
 
     async def _forget(self, unit: str) -> None:
         self._host.units.forget(unit)
@@ -195,12 +208,16 @@ async def _let_go(run: Run) -> None:
     run.close()
 
 
+def kill(group: Group) -> None:
+    """SIGKILL to everything in the group; nothing happens when it is gone."""
+    try:
+        group.kill()
+    except AgentosError as error:
+        if error.code != "cgroup-gone":
+            raise
+
+
 def empty_and_remove(group: Group) -> None:
     """Kill whatever is in the group and remove it; nothing happens when it is gone."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            group.kill()
-        except AgentosError as error:
-            if error.code != "cgroup-gone":
-                raise
-        group.remove()
+    kill(group)
+    group.remove()

@@ -43,27 +43,26 @@ class UsernsPool:
 
     async def _fill(self) -> None:
         with contextlib.suppress(AgentosError):  # a start that needs the namespace meets the error itself
-            used = set(self._used())
-            for slot in list(self._ready):
-                if slot in used:  # given out while its own namespace was being made
-                    os.close(self._ready.pop(slot))
-            for slot in self._wanted(used):
+            wanted = self._next_slots()
+            for slot in self._ready.keys() - wanted:  # slots that were given out meanwhile, or are not next any more
+                os.close(self._ready.pop(slot))
+            for slot in sorted(wanted - self._ready.keys()):
                 fd = await self._make(admission.id_base(self._block, slot), admission.ID_RANGE)
                 if slot in self._ready or slot in self._used():
                     os.close(fd)
                 else:
                     self._ready[slot] = fd
 
-    def _wanted(self, used: set[int]) -> list[int]:
-        slots: list[int] = []
+    def _next_slots(self) -> set[int]:
+        """The lowest free slots, which will be given out next."""
+        used = self._used()
+        slots: set[int] = set()
         slot = -1
-        while len(slots) < self._depth:
-            try:
+        with contextlib.suppress(AgentosError):
+            while len(slots) < self._depth:
                 slot = admission.lowest_free_slot(used, slot + 1)
-            except AgentosError:
-                break
-            slots.append(slot)
-        return [slot for slot in slots if slot not in self._ready]
+                slots.add(slot)
+        return slots
 
     async def close(self) -> None:
         """Give all up."""
