@@ -25,8 +25,9 @@ NEARLY_ALL: Final = 0.9
 FALL_TIME: Final = 3.0
 """Seconds in which a demand that is gone is forgotten (to 1/e)."""
 TRIM: Final = (0.67, 3.0)
-TRIM_TIME: Final = 6.0
+TRIM_TIME: Final = 10.0
 """Seconds in which the trim makes up for a factor that is missing."""
+TRIM_IGNORES: Final = 0.03
 
 
 def estimate(used: Floats, stalled: Floats) -> Floats:
@@ -73,5 +74,6 @@ def trim(previous: Floats, used: Floats, entitled: Floats, lifted: Truths, elaps
     """
     low, high = TRIM
     missing = np.clip(entitled / np.maximum(used, 1e-6), low, high)
+    missing = np.where(np.abs(missing - 1.0) <= TRIM_IGNORES, 1.0, missing)
     step = min(elapsed / TRIM_TIME, 0.5)
     return np.clip(np.where(lifted, previous * missing**step, previous ** (1.0 - step)), low, high)

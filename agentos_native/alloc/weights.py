@@ -261,7 +261,9 @@ def kernel_weights(problem: Problem, solution: Solution, trim: Floats | None = N
     idle = TIERS - 1
     group_idle = np.zeros(solution.group_share.shape, dtype=np.int64)
     group_idle[:, idle] = solution.group_reserved[:, idle] <= 0
-    tenant_idle = ((problem.tenant_tier == idle) & (solution.tenant_reserved <= 0)).astype(np.int64)
+    # idle groups all weigh the same (WEIGHT_IDLEPRIO): only a tenant that is alone in its tier can be one
+    idlers = (problem.tenant_tier == idle) & (np.diff(problem.starts).reshape(-1, TIERS).sum(axis=1) > 0)
+    tenant_idle = (idlers & (solution.tenant_reserved <= 0) & (idlers.sum() == 1)).astype(np.int64)
     return Weights(
         agent=agent_weights(problem, solution, trim),
         group=group_weights(problem, solution),

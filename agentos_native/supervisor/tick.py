@@ -35,8 +35,11 @@ COMPILE_FROM: Final = 200
 """Agents from which the compiled engine is worth its memory (over 100 MB); NumPy and Python serve fewer well."""
 REFRESH: Final = 60.0
 """Seconds in which every weight file is read again once: others may have written."""
-SMOOTHING: Final = 3.0
+SMOOTHING: Final = 2.0
 """Seconds over which capacity and use are averaged."""
+
+STEADY: Final = 0.03
+"""Of the machine: while the capacity changes by more than this in a tick, missing shares say nothing about weights."""
 
 OnEvent = Callable[[str, str], None]
 
@@ -104,6 +107,7 @@ class Ticker:
         self._last: Sample | None = None
         self._before_last: Sample | None = None
         self._capacity = cpus
+        self._steady = False
         self._refreshed = 0.0
 
     @property
@@ -225,6 +229,8 @@ class Ticker:
         elapsed = now - self._last.time if self._last is not None else 0.0
         at_floor = solution.share < problem.floor + HUNGRY
         lifted = (problem.floor > HUNGRY) & at_floor & (solution.share < solution.wanted - HUNGRY)
+        if not self._steady:
+            return self._trim[slots]
         self._trim[slots] = demand.trim(self._trim[slots], self._used[slots], solution.share, lifted, elapsed)
         return self._trim[slots]
 
@@ -246,6 +252,7 @@ class Ticker:
         smoothed = demand.smooth(self._demand[slots], self._wanted(measured), measured.window)
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
+        self._steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
         self._capacity += part * (measured.capacity - self._capacity)
         self._used[slots] += part * (measured.used - self._used[slots])
 
