@@ -46,6 +46,8 @@ void net_destroy(const struct floor_config *config, const struct floor_start *st
 
 /* floor_child.c: the clone and everything up to exec; returns when init has been executed. */
 void child_start(const struct floor_config *config, struct floor_start *start);
+
+/* floor_ns.c */
 int userns_make(unsigned base);
 int empty_mntns_make(void);
 

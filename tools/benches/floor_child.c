@@ -8,14 +8,15 @@
  */
 #define _GNU_SOURCE
 #include "floor.h"
+#include "floor_clone.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
 #include <linux/keyctl.h>
 #include <linux/openat2.h>
 #include <linux/sched.h>
+#include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
 #include <signal.h>
@@ -30,15 +31,9 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
-/* <sched.h> and <linux/sched.h> define the same flags, so these two are declared here. */
-int unshare(int);
-int setns(int, int);
-int sched_yield(void);
-
-enum { STACK = 64 * 1024, CLOSED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC };
+enum { CLOSED = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC };
 
 struct child {
     const struct floor_config *config;
@@ -49,65 +44,6 @@ struct child {
 
 static char stacks[2][STACK] __attribute__((aligned(16)));
 static _Atomic int helper_tid;
-
-/* clone3 for a task that runs `function(argument)` on its own stack and never returns. */
-static long clone_onto_stack(struct clone_args *args, void (*function)(void *), void *argument)
-{
-    long result;
-#if defined(__x86_64__)
-    register void (*f)(void *) __asm__("r12") = function;
-    register void *a __asm__("r13") = argument;
-    __asm__ volatile("syscall\n\ttest %%rax, %%rax\n\tjnz 1f\n\txor %%ebp, %%ebp\n\tmov %[a], %%rdi\n\tcall *%[f]\n\thlt\n1:"
-                     : "=a"(result)
-                     : "0"(SYS_clone3), "D"(args), "S"(sizeof *args), [f] "r"(f), [a] "r"(a)
-                     : "rcx", "r11", "memory");
-#elif defined(__aarch64__)
-    register long x0 __asm__("x0") = (long)args;
-    register long x1 __asm__("x1") = (long)sizeof *args;
-    register long x8 __asm__("x8") = SYS_clone3;
-    register void (*f)(void *) __asm__("x19") = function;
-    register void *a __asm__("x20") = argument;
-    __asm__ volatile("svc #0\n\tcbnz x0, 1f\n\tmov x29, xzr\n\tmov x0, %[a]\n\tblr %[f]\n\tbrk #0\n1:"
-                     : "+r"(x0)
-                     : "r"(x1), "r"(x8), [f] "r"(f), [a] "r"(a)
-                     : "memory", "x30");
-    result = x0;
-#else
-#error "clone_onto_stack needs this architecture's system call sequence"
-#endif
-    if (result < 0) {
-        errno = (int)-result;
-        return -1;
-    }
-    return result;
-}
-
-/* ---- the user namespace: a stub child holds it until its maps are written ---- */
-
-static void stub(void *unused)
-{
-    (void)unused;
-    for (;;)
-        syscall(SYS_ppoll, NULL, 0, NULL, NULL, 0);
-}
-
-int userns_make(unsigned base)
-{
-    char path[64], map[64];
-    struct clone_args args = {.flags = CLONE_VM | CLONE_NEWUSER, .exit_signal = SIGCHLD,
-                              .stack = (uintptr_t)stacks[1], .stack_size = STACK};
-    int pid = check(clone_onto_stack(&args, stub, NULL), "clone3", "CLONE_NEWUSER");
-    snprintf(map, sizeof map, "0 %u %u\n", base, ID_RANGE);
-    snprintf(path, sizeof path, "/proc/%d/uid_map", pid);
-    write_at(AT_FDCWD, path, map);
-    snprintf(path, sizeof path, "/proc/%d/gid_map", pid);
-    write_at(AT_FDCWD, path, map);
-    snprintf(path, sizeof path, "/proc/%d/ns/user", pid);
-    int fd = check(open(path, O_RDONLY | O_CLOEXEC), "open", path);
-    kill(pid, SIGKILL);
-    check(waitpid(pid, NULL, 0), "waitpid", "stub");
-    return fd;
-}
 
 /* ---- what runs in the child ---- */
 
@@ -145,7 +81,8 @@ static int fresh(const struct child *c, const char *type, const char *const *opt
 {
     int context = (int)TRY(fsopen(type, FSOPEN_CLOEXEC));
     for (; *options; options += 2)
-        TRY(fsconfig(context, *options[1] ? FSCONFIG_SET_STRING : FSCONFIG_SET_FLAG, options[0], *options[1] ? options[1] : NULL, 0));
+        TRY(*options[1] ? fsconfig(context, FSCONFIG_SET_STRING, options[0], options[1], 0)
+                        : fsconfig(context, FSCONFIG_SET_FLAG, options[0], NULL, 0));
     TRY(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0));
     int mount = (int)TRY(fsmount(context, FSMOUNT_CLOEXEC, attributes));
     close(context);
@@ -155,7 +92,6 @@ static int fresh(const struct child *c, const char *type, const char *const *opt
 /* Attach at a path of the new root, whose missing directories are made. */
 static void attach(const struct child *c, int mount, const char *path)
 {
-    unsigned owner = id_base(c->start);
     char name[64];
     is_directory(mount);
     int dir = (int)TRY(open_below(AT_FDCWD, "/"));
@@ -166,7 +102,6 @@ static void attach(const struct child *c, int mount, const char *path)
         int next = open_below(dir, name);
         if (next < 0) {
             TRY(mkdirat(dir, name, 0755));
-            TRY(fchownat(dir, name, owner, owner, AT_SYMLINK_NOFOLLOW));
             next = (int)TRY(open_below(dir, name));
         }
         close(dir);
@@ -176,24 +111,24 @@ static void attach(const struct child *c, int mount, const char *path)
     close(dir);
 }
 
-static void devices(const struct child *c, const char *uid, const char *gid, const char *tty)
+static void devices(const struct child *c)
 {
     static const struct { const char *name; unsigned major, minor; } nodes[] = {
         {"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}};
     static const char *const links[][2] = {{"/proc/self/fd", "fd"}, {"/proc/self/fd/0", "stdin"}, {"/proc/self/fd/1", "stdout"},
                                            {"/proc/self/fd/2", "stderr"}, {"pts/ptmx", "ptmx"}};
-    int dev = fresh(c, "tmpfs", (const char *[]){"mode", "755", "size", "64k", "nr_inodes", "64", "uid", uid, "gid", gid, NULL},
+    char tty[16];
+    snprintf(tty, sizeof tty, "%u", id_base(c->start) + 5);
+    int dev = fresh(c, "tmpfs", (const char *[]){"mode", "755", "size", "64k", "nr_inodes", "64", NULL},
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++) {
+    for (size_t i = 0; i < sizeof nodes / sizeof *nodes; i++)
         TRY(mknodat(dev, nodes[i].name, S_IFCHR | 0666, makedev(nodes[i].major, nodes[i].minor)));
-        TRY(fchownat(dev, nodes[i].name, id_base(c->start), id_base(c->start), AT_SYMLINK_NOFOLLOW));
-    }
     for (size_t i = 0; i < sizeof links / sizeof *links; i++)
         TRY(symlinkat(links[i][0], dev, links[i][1]));
     attach(c, dev, "dev");
     attach(c, fresh(c, "devpts", (const char *[]){"newinstance", "", "ptmxmode", "0666", "mode", "0620", "gid", tty, NULL},
                     MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC), "dev/pts");
-    attach(c, fresh(c, "tmpfs", (const char *[]){"mode", "1777", "size", "67108864", "uid", uid, "gid", gid, NULL}, CLOSED), "dev/shm");
+    attach(c, fresh(c, "tmpfs", (const char *[]){"mode", "1777", "size", "67108864", NULL}, CLOSED), "dev/shm");
     attach(c, fresh(c, "mqueue", (const char *[]){NULL}, CLOSED), "dev/mqueue");
 }
 
@@ -216,13 +151,14 @@ static void kernel_trees(const struct child *c)
 {
     static const char *const masked[] = {
         "/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
-        "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"};
+        "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap"};
     static const char *const read_only[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"};
     const char *const none[] = {NULL};
     attach(c, fresh(c, "proc", none, CLOSED), "proc");
     attach(c, fresh(c, "sysfs", none, CLOSED | MOUNT_ATTR_RDONLY), "sys");
     attach(c, fresh(c, "cgroup2", none, CLOSED | MOUNT_ATTR_RDONLY), "sys/fs/cgroup");
     int empty = fresh(c, "tmpfs", (const char *[]){"mode", "555", "nr_inodes", "2", "size", "4k", NULL}, CLOSED | MOUNT_ATTR_RDONLY);
+    attach(c, empty, "sys/firmware"); /* from where it is copied: a detached mount cannot be on 6.12 */
     int null = (int)TRY(open_below(AT_FDCWD, "/dev/null"));
     for (size_t i = 0; i < sizeof masked / sizeof *masked; i++)
         cover(c, masked[i], empty, null, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOEXEC);
@@ -230,19 +166,31 @@ static void kernel_trees(const struct child *c)
         cover(c, read_only[i], -1, -1, CLOSED | MOUNT_ATTR_RDONLY);
 }
 
+/* What is made from now on belongs to the agent; the capabilities that the change of ids costs are taken back. */
+static void become_owner(const struct child *c)
+{
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    syscall(SYS_setfsgid, id_base(c->start));
+    syscall(SYS_setfsuid, id_base(c->start));
+    TRY(syscall(SYS_capget, &header, data));
+    for (int half = 0; half < 2; half++)
+        data[half].effective = data[half].permitted;
+    TRY(syscall(SYS_capset, &header, data));
+    syscall(SYS_setfsuid, -1);
+}
+
 static void new_root(const struct child *c)
 {
     struct mount_attr quiet = {.attr_set = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV};
-    char uid[16], tty[16];
-    snprintf(uid, sizeof uid, "%u", id_base(c->start));
-    snprintf(tty, sizeof tty, "%u", id_base(c->start) + 5);
     TRY(move_mount(c->start->rootfs, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH));
     TRY(fchdir(c->start->rootfs));
     TRY(syscall(SYS_pivot_root, ".", "."));
     TRY(umount2(".", MNT_DETACH));
     TRY(chdir("/"));
     TRY(mount_setattr(AT_FDCWD, "/", 0, &quiet, sizeof quiet));
-    devices(c, uid, uid, tty);
+    become_owner(c);
+    devices(c);
     kernel_trees(c);
 }
 
@@ -324,6 +272,9 @@ static void run(void *argument)
 static void helper(void *argument)
 {
     struct child *c = argument;
+    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t deadlines[3]; } urgent = {
+        .size = sizeof urgent, .flags = 1 /* SCHED_FLAG_RESET_ON_FORK */, .nice = -20};
+    TRY(syscall(SYS_sched_setattr, 0, &urgent, 0));
     TRY(setns(c->config->empty_mntns, CLONE_NEWNS));
     TRY(clone_onto_stack(&c->clone, run, c));
     tell(c, "released");
@@ -332,38 +283,6 @@ static void helper(void *argument)
 }
 
 /* ---- what runs in the worker ---- */
-
-/* A mount namespace in which there is nothing but an empty tmpfs. */
-int empty_mntns_make(void)
-{
-    int ready[2], context, root;
-    char path[64];
-    check(pipe2(ready, O_CLOEXEC), "pipe2", "empty mount namespace");
-    pid_t pid = check(fork(), "fork", "empty mount namespace");
-    if (pid == 0) {
-        check(unshare(CLONE_NEWNS), "unshare", "CLONE_NEWNS");
-        check(mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL), "mount", "/");
-        context = check(fsopen("tmpfs", FSOPEN_CLOEXEC), "fsopen", "tmpfs");
-        check(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "fsconfig", "tmpfs");
-        root = check(fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_RDONLY), "fsmount", "tmpfs");
-        check(move_mount(root, "", AT_FDCWD, "/", MOVE_MOUNT_F_EMPTY_PATH), "move_mount", "/");
-        check(fchdir(root), "fchdir", "/");
-        check(syscall(SYS_pivot_root, ".", "."), "pivot_root", ".");
-        check(umount2(".", MNT_DETACH), "umount2", ".");
-        check(write(ready[1], "", 1), "write", "ready");
-        for (;;)
-            pause();
-    }
-    close(ready[1]);
-    if (read(ready[0], path, 1) != 1)
-        die("read", "empty mount namespace");
-    close(ready[0]);
-    snprintf(path, sizeof path, "/proc/%d/ns/mnt", pid);
-    int fd = check(open(path, O_RDONLY | O_CLOEXEC), "open", path);
-    kill(pid, SIGKILL);
-    check(waitpid(pid, NULL, 0), "waitpid", "empty mount namespace");
-    return fd;
-}
 
 void child_start(const struct floor_config *config, struct floor_start *start)
 {

@@ -23,7 +23,7 @@ from typing import Final
 SOURCES: Final = Path(__file__).resolve().parent
 TREE: Final = SOURCES.parent.parent
 PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
-    "floor": ("floor.c", "floor_rootfs.c", "floor_net.c", "floor_child.c"),
+    "floor": ("floor.c", "floor_ns.c", "floor_rootfs.c", "floor_net.c", "floor_child.c"),
     "spawn": ("spawn.c",),
     "stamp": ("stamp.c",),
     "preads": ("preads.c",),
