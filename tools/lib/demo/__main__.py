@@ -21,6 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from agentos_native.errors import AgentosError
 from demo import phases, table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -105,7 +106,7 @@ def main() -> int:
         print("error[not-root]: the demo makes namespaces and cgroups\n  hint: run it as root", file=sys.stderr)
         return 125
     if arguments.in_vm:
-        return run_here([sys.executable, "-m", "agentos_native.cli"], Path(arguments.in_vm), arguments)
+        return run_here(["agentos-native"], Path(arguments.in_vm), arguments)
     command = [str(ROOT / ".venv/bin/agentos-native")]
     image = build_image()
     cgroup = host_controllers(command)
@@ -119,4 +120,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except AgentosError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agentos_native.cgroup import discover
 from agentos_native.client import Client
 from agentos_native.errors import AgentosError
 from agentos_native.spec.documents import load_file
@@ -97,11 +98,8 @@ class Home:
         """Let the loop settle, then account for `seconds`."""
         node = self.client.node()
         time.sleep(SETTLE_TICKS * node.tick_period)
-        machine = Path(node.cgroup_root)
-        groups = {
-            measure.key(spec): machine / self.client.agent(measure.key(spec)).cgroup.lstrip("/") for spec in self.agents
-        }
-        sample = measure.window(seconds, machine, machine / f"agentos-{node.name}", groups)
+        groups = {measure.key(spec): Path(self.client.agent(measure.key(spec)).cgroup) for spec in self.agents}
+        sample = measure.window(seconds, Path(discover().path), Path(node.cgroup_root), groups)
         cpus = float(os.cpu_count() or 1)
         # A busy agent has a worker for each CPU; one at rest wants what it was seen to use.
         demand = {key: sample.agents[key] if key in self.resting else cpus for key in groups}
@@ -132,7 +130,6 @@ class Home:
 def supervisor(command: list[str], folder: Path) -> Iterator[Client]:
     """A supervisor with state and socket in `folder`; at the end its agents are gone and so is it."""
     socket = folder / "agentos.sock"
-    # A policy gives every agent a network namespace; the demo needs none of the host's own addresses.
     process = subprocess.Popen(
         [*command, "supervise", "--node", "demo", "--state-dir", folder / "state", "--socket", socket],
         stdout=subprocess.DEVNULL,
@@ -172,7 +169,7 @@ def run(
         if show:
             show(phases[-1])
 
-    with tempfile.TemporaryDirectory(prefix="agentos-demo-") as folder:
+    with tempfile.TemporaryDirectory(prefix="agentos-demo-", dir="/var/tmp") as folder:
         say("starting a supervisor")
         with supervisor(command, Path(folder)) as client:
             say("importing the image")
