@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,12 @@ class Place:
     node: str
     image: str = "box"
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    group: Path = field(init=False)
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.group = cgroup2_mount() / f"{self.node}-{os.getpid()}"
-        self.group.mkdir()
+        self.group.mkdir(exist_ok=True)
         self.client = Client(str(self.directory / "s.sock"), timeout=PATIENCE)
 
     @property
@@ -81,9 +82,16 @@ class Place:
         }
         return [f"{name}={value}" for name, value in words.items()]
 
-    def start(self, fault: str = "", *, once: bool = False, extra: Mapping[str, str] | None = None) -> int:
+    def refused(self) -> str:
+        """Start one that must end by itself with status 125; what it said."""
+        command = [sys.executable, "-m", "agentos_native.launcher", "--", *self.options]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+        assert done.returncode == 125, done.stderr
+        return done.stderr
+
+    def start(self, fault: str = "", *, once: bool = False) -> int:
         """Start a launcher with its supervisor and wait until it answers; gives the launcher's pid."""
-        environment = {**os.environ, **(extra or {})}
+        environment = dict(os.environ)
         environment.pop("AGENTOS_FAULT", None)
         if fault:
             environment["AGENTOS_FAULT"] = fault

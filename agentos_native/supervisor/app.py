@@ -54,6 +54,7 @@ class App:
         self._launcher_fd = launcher_fd
         self._stop = asyncio.Event()
         self._status = 0
+        self._ready = False
         self._started_at = time.time()
         self._warnings: list[str] = []
 
@@ -61,6 +62,7 @@ class App:
         """Serve until told to stop; gives the exit status."""
         async with contextlib.AsyncExitStack() as stack:
             await self._compose(stack)
+            self._ready = True
             self._tell_ready()
             await self._stop.wait()
             _log.info("stopping")
@@ -75,15 +77,16 @@ class App:
             self._warn(f"the registry was corrupt; it was moved to {aside} and made anew from the agents themselves")
         claim = admission.claim_node(options.run_dir, options.settings.node, options.state_dir)
         stack.callback(os.close, claim.fd)
+        self._tree = Tree(discover(), options.settings.node, options.settings.cgroup_root)
+        if claim.previous is not None and self._tree.find():
+            raise admission.node_in_use(options.settings.node, claim.previous)
+        admission.keep_node(claim, options.state_dir)
         block = self._claim_block(registry, stack)
         link = LauncherLink(self._launcher_fd, self._launcher_lost)
         units = Units(link.acknowledge)
         link.on_exit = units.exited
         stack.callback(link.close)
         host = await self._make_host(stack, registry, block, link, units)
-        if claim.previous is not None and self._tree.find():
-            raise admission.node_in_use(options.settings.node, claim.previous)
-        admission.keep_node(claim, options.state_dir)
         stack.push_async_callback(self._shut_down_launcher, link)
         lifecycle = Lifecycle(host)
         stack.push_async_callback(self._take_down, lifecycle)
@@ -102,7 +105,7 @@ class App:
         options, settings = self._options, self._options.settings
         workers = Workers()
         stack.callback(workers.close)
-        self._tree = tree = Tree(discover(), settings.node, settings.cgroup_root)
+        tree = self._tree
         self._network = network = NodeNetwork(settings.node, block)
         self._store = store = ImageStore(Path(options.state_dir))
         await asyncio.gather(
@@ -214,8 +217,11 @@ class App:
         _log.warning("%s", text)
 
     async def _take_down(self, lifecycle: Lifecycle) -> None:
-        """Agents first. When all are gone, nothing with the node's name stays on the host."""
-        keep = self._options.settings.on_exit == "keep" and not self._options.embedded
+        """Agents first. When all are gone, nothing with the node's name stays on the host.
+
+        A supervisor that failed before it was ready leaves the agents that it has adopted to the next one.
+        """
+        keep = not self._ready or (self._options.settings.on_exit == "keep" and not self._options.embedded)
         await lifecycle.close(keep=keep)
         if any(agent.live for agent in lifecycle.host.agents):
             return
