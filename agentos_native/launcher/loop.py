@@ -20,6 +20,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import time
 from typing import Final
 
@@ -220,7 +221,7 @@ class Launcher:
                 length, fds = receive(self._news, self._buffer)
             except BlockingIOError:
                 return
-            news = int.from_bytes(self._buffer[:length], "little")
+            news = int.from_bytes(self._buffer[:length], sys.byteorder)
             unit = self._by_slot[news >> 8]
             match news & 0xFF:
                 case units.BORN:

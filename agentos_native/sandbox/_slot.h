@@ -6,15 +6,17 @@
 #include <stdint.h>
 #include "_raw.h"
 
-/* name (SYSTEM: of the system call, OWN: of do_<name>), arguments: i integer, r register, f fd (see fd_of), s string, b bytes, a array of strings */
+/* name (SYSTEM: of the system call, OWN: of do_<name>), arguments: i integer, r register, f fd (see fd_of), s string, b bytes,
+ * a array of strings */
 #define OPS(SYSTEM, OWN) \
     SYSTEM(setns, "fi") SYSTEM(unshare, "i") SYSTEM(sethostname, "si") SYSTEM(mount_setattr, "fsibi") SYSTEM(fchdir, "f") \
     SYSTEM(pivot_root, "ss") SYSTEM(umount2, "si") SYSTEM(move_mount, "fsfsi") SYSTEM(mknodat, "fsii") \
     SYSTEM(symlinkat, "sfs") SYSTEM(keyctl, "ii") SYSTEM(setgroups, "ib") SYSTEM(setresgid, "iii") \
     SYSTEM(setresuid, "iii") SYSTEM(prctl, "iiiii") SYSTEM(capset, "bb") SYSTEM(prlimit64, "iibi") SYSTEM(setsid, "") \
     SYSTEM(umask, "i") SYSTEM(chdir, "s") SYSTEM(dup3, "fii") SYSTEM(close_range, "iii") \
-    OWN(become_owner, "i") OWN(new_mount, "rsai") OWN(open_path, "rfs") OWN(attach, "fs") OWN(cover, "sffi") OWN(drop_bounding, "i") OWN(check_cwd, "") \
-    OWN(reset_signals, "") OWN(terminal, "s") OWN(find_command, "sa") OWN(install_filter, "bi") OWN(execute, "faa") OWN(hold, "")
+    OWN(become_owner, "i") OWN(new_mount, "rsai") OWN(open_path, "rfs") OWN(attach, "fs") OWN(cover, "sffi") \
+    OWN(drop_bounding, "i") OWN(check_cwd, "") OWN(reset_signals, "") OWN(terminal, "s") OWN(find_command, "sa") \
+    OWN(install_filter, "bi") OWN(execute, "faa") OWN(hold, "")
 
 #define MAGIC 0x31706f61u /* "aop1" */
 #define SLOTS 64

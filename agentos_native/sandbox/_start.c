@@ -15,9 +15,10 @@ static int empty_mntns = -1;
 static void helper(void *argument)
 {
     struct slot *s = argument;
-    /* its news shall not wait behind busy agents; with SCHED_FLAG_RESET_ON_FORK the child does not inherit that */
-    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t deadlines[3]; } urgent = {48, 0, 1, -20, 0, {0}};
-    sys(SYS_sched_setattr, 0, &urgent, 0);
+    struct { uint32_t size, policy; uint64_t flags; int32_t nice; uint32_t priority; uint64_t times[3]; } urgent = {
+        .size = sizeof urgent, .flags = 1 /* SCHED_FLAG_RESET_ON_FORK: not for the child */, .nice = -20,
+    };
+    sys(SYS_sched_setattr, 0, &urgent, 0); /* news shall not wait behind busy agents; no harm where it is not allowed */
     long result = sys(SYS_setns, empty_mntns, CLONE_NEWNS);
     s->call = "setns(mnt)";
     if (result == 0 && s->pidns >= 0) {

@@ -80,6 +80,7 @@ _HINTS: Final = tuple(
         ("user namespace", "", errno.ENOSPC, "A limit on namespaces is reached: sysctl user.max_user_namespaces."),
         ("seccomp", "", errno.EINVAL, "The kernel refuses the filter; it needs CONFIG_SECCOMP_FILTER."),
         ("stdio", "", errno.ENOSPC, "No terminals are left: sysctl kernel.pty.max."),
+        ("mount /", "", errno.ENOSPC, "The agent's memory limit is too small for the start."),
         ("", "", errno.ENOMEM, "The machine, or the agent's memory limit, is too small for the start."),
         ("", "", errno.EPERM, "The supervisor must run as root with all capabilities; see `agentos-native check`."),
     )
