@@ -89,6 +89,7 @@ class Host:
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     _by_digest: dict[str, Image] = field(default_factory=dict)
+    _users: dict[tuple[str, str | None], tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
 
     def image(self, digest: str) -> Image:
         """The image of an agent. Kept in memory: what a digest means cannot change, and agents keep it from removal."""
@@ -97,6 +98,16 @@ class Host:
             image = self._by_digest[digest] = self.images.get(digest)
         return image
 
+    def user(self, image: Image, user: str | None) -> tuple[int, int, tuple[int, ...]]:
+        """Ids of a user inside; kept, since images do not change."""
+        key = (image.digest, user)
+        ids = self._users.get(key)
+        if ids is None:
+            ids = self._users[key] = self.resolve_user(image, user)
+        return ids
+
     def forget_image(self, digest: str) -> None:
         """It has been removed from the store."""
         self._by_digest.pop(digest, None)
+        for key in [key for key in self._users if key[0] == digest]:
+            del self._users[key]

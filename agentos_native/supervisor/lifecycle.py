@@ -75,7 +75,7 @@ class Lifecycle:
         self._check_name(spec)
         missing = self.check(spec)
         image = host.images.get(spec.image)  # two small files: less than it takes to ask a worker
-        slot = admission.lowest_free_slot(host.agents.slots())
+        slot = host.userns.free_slot()
         record = Record(
             id=host.agents.new_id(),
             slot=slot,

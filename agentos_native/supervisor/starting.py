@@ -159,7 +159,7 @@ class Start:
         faults.point("rootfs.prepared")
         mount_fd = self._own(host.images.mount(image, Path(self._dir), userns, self._spec.read_only))
         volumes = [self._own(host.volume(v.source, userns, v.read_only)) for v in self._spec.volumes]
-        user = program.User(*host.resolve_user(image, self._spec.user or image.config.user or None))
+        user = program.User(*host.user(image, self._spec.user or image.config.user or None))
         return Rootfs(image, mount_fd, user, volumes)
 
     async def _group(self) -> Group:

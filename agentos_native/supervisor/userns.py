@@ -1,8 +1,8 @@
 """User namespaces made ahead of the starts that will need them.
 
-A namespace maps one agent's id range, which follows from its slot. The next slots to be given out are known (the
-lowest free ones), so the launcher is asked for theirs while nothing else happens; a start then finds its namespace
-ready. One is used for one run only: keyrings and other per-namespace state must not outlive an agent.
+A namespace maps one agent's id range, which follows from its slot. So a new agent is given a slot whose namespace is
+ready, and the launcher is asked for the next one while nothing else happens. A namespace is used for one run only:
+keyrings and other state of a namespace must not outlive an agent.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 
 from agentos_native.errors import AgentosError
 from agentos_native.supervisor import admission
+from agentos_native.supervisor.launcher_link import CloneError
 
 Maker = Callable[[int, int], Awaitable[int]]
 
@@ -21,13 +22,23 @@ Maker = Callable[[int, int], Awaitable[int]]
 class UsernsPool:
     """Up to `depth` ready namespaces. Use on the event loop's thread only."""
 
-    def __init__(self, make: Maker, block: int, used_slots: Callable[[], Collection[int]], depth: int = 8) -> None:
+    def __init__(self, make: Maker, block: int, used_slots: Callable[[], set[int]], depth: int = 8) -> None:
         self._make = make
         self._block = block
         self._used = used_slots
         self._depth = depth
         self._ready: dict[int, int] = {}
         self._filling: asyncio.Task[None] | None = None
+
+    def free_slot(self) -> int:
+        """The slot for the next new agent: one that is prepared, otherwise the lowest free one.
+
+        Raises:
+            AgentosError: ``node-full``.
+        """
+        used = self._used()
+        prepared = self._ready.keys() - used
+        return min(prepared) if prepared else admission.lowest_free_slot(used)
 
     async def take(self, slot: int) -> int:
         """The fd (now the caller's) of an unused namespace for `slot`."""
@@ -37,32 +48,19 @@ class UsernsPool:
         return fd
 
     def refill(self) -> None:
-        """Prepare namespaces for the next free slots, in the background and one after the other."""
-        if self._filling is None or self._filling.done():
+        """Prepare namespaces for further slots, in the background and one after the other."""
+        if len(self._ready) < self._depth and (self._filling is None or self._filling.done()):
             self._filling = asyncio.create_task(self._fill())
 
     async def _fill(self) -> None:
-        with contextlib.suppress(AgentosError):  # a start that needs the namespace meets the error itself
-            wanted = self._next_slots()
-            for slot in self._ready.keys() - wanted:  # slots that were given out meanwhile, or are not next any more
-                os.close(self._ready.pop(slot))
-            for slot in sorted(wanted - self._ready.keys()):
+        with contextlib.suppress(AgentosError, CloneError):  # a start that needs the namespace meets the error itself
+            while len(self._ready) < self._depth:
+                slot = admission.lowest_free_slot(self._used() | self._ready.keys())
                 fd = await self._make(admission.id_base(self._block, slot), admission.ID_RANGE)
-                if slot in self._ready or slot in self._used():
+                if slot in self._ready:
                     os.close(fd)
                 else:
                     self._ready[slot] = fd
-
-    def _next_slots(self) -> set[int]:
-        """The lowest free slots, which will be given out next."""
-        used = self._used()
-        slots: set[int] = set()
-        slot = -1
-        with contextlib.suppress(AgentosError):
-            while len(slots) < self._depth:
-                slot = admission.lowest_free_slot(used, slot + 1)
-                slots.add(slot)
-        return slots
 
     async def close(self) -> None:
         """Give all up."""
