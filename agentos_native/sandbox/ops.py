@@ -18,6 +18,7 @@ _MAGIC: Final = 0x31706F61
 _HEADER: Final = struct.Struct("=4I")
 _OP: Final = struct.Struct("=2I6q")
 _REGISTER_BASE: Final = -1000
+_UNUSED: Final = (0,) * 6
 
 
 class Fd(NamedTuple):
@@ -105,32 +106,30 @@ def encode(operations: Sequence[Operation]) -> bytes:
         TypeError, KeyError: an operation does not fit the table; a programming error.
     """
     pool = _Pool()
-    body = bytearray()
+    body: list[bytes] = []
     for operation in operations:
         code, kinds = _child.OPS[operation.name]
         if len(kinds) != len(operation.arguments):
             raise TypeError(f"{operation.name} takes {len(kinds)} arguments: {operation.arguments!r}")
         numbers = [_number(pool, kind, argument) for kind, argument in zip(kinds, operation.arguments, strict=True)]
-        numbers += [0] * (6 - len(numbers))
-        body += _OP.pack(code, pool.string(operation.stage), *numbers)
+        body.append(_OP.pack(code, pool.string(operation.stage), *numbers, *_UNUSED[len(numbers) :]))
     pool.aligned(b"")
     pool.data += bytes(8)  # the loader wants a NUL as the pool's last byte
-    return _HEADER.pack(_MAGIC, len(operations), len(pool.data), 0) + bytes(body) + bytes(pool.data)
+    return _HEADER.pack(_MAGIC, len(operations), len(pool.data), 0) + b"".join(body) + bytes(pool.data)
 
 
 def _number(pool: _Pool, kind: str, argument: Argument) -> int:
     number: int | None = None
-    match kind, argument:
-        case "i", int():
-            number = argument
-        case ("r" | "f"), Fd() | Register():
-            number = _fd_number(kind, argument)
-        case "s", str():
-            number = pool.string(argument)
-        case "b", bytes():
-            number = pool.aligned(argument)
-        case "a", tuple() | list():
-            number = pool.array(argument)
+    if kind == "i":
+        number = argument if isinstance(argument, int) else None
+    elif kind == "s":
+        number = pool.string(argument) if isinstance(argument, str) else None
+    elif kind in "rf":
+        number = _fd_number(kind, argument) if isinstance(argument, (Fd, Register)) else None
+    elif kind == "b":
+        number = pool.aligned(argument) if isinstance(argument, bytes) else None
+    elif isinstance(argument, (tuple, list)) and not isinstance(argument, (Fd, Register)):
+        number = pool.array(argument)
     if number is None:
         raise TypeError(f"{argument!r} is no argument of kind {kind!r}")
     return number
