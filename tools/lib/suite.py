@@ -133,7 +133,10 @@ def count(output: str) -> Counter[str]:
     for line in reversed(output.splitlines()):
         found = OUTCOME.findall(line)
         if found and " in " in line:
-            return Counter({"failed" if name.startswith("error") else name: int(number) for number, name in found})
+            totals: Counter[str] = Counter()
+            for number, name in found:
+                totals["failed" if name.startswith("error") else name] += int(number)
+            return totals
     return Counter()
 
 
