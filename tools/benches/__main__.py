@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(arguments)
     try:
         if getattr(options, "vm", False):
-            return run_in_vm(arguments)
+            return run_in_vm(options.bench, arguments)
         place.enter_outer_namespaces(arguments)
         with place.place(place.build_programs(options.programs)) as here:
             rows = load(options.bench).run(options, here, say)
@@ -64,14 +64,16 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"tools.benches.{name}")
 
 
-def run_in_vm(arguments: Sequence[str]) -> int:
+def run_in_vm(bench: str, arguments: Sequence[str]) -> int:
     """The same benchmark inside the virtual machine, with programs compiled here: there is no compiler in there."""
     programs = place.build_programs()
     inside = [word for word in arguments if word != "--vm"]
-    if "--who" not in inside:
-        inside += ["--who", "C,stages,API,bwrap,runc,crun"]
+    for option, value in load(bench).IN_VM.items():
+        if option not in inside:
+            inside += [option, value]
+    inside += ["--programs", f"/share/{programs.name}"]
     vm = [str(place.TREE / "tools" / "vm"), "run", "--timeout", str(VM_SECONDS), "--share", str(programs)]
-    command = [*vm, "--", "python", "-m", "tools.benches", *inside, "--programs", f"/share/{programs.name}"]
+    command = [*vm, "--", "python", "-m", "tools.benches", *inside]
     return subprocess.run(command, check=False).returncode
 
 
