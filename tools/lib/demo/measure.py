@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from agentos_native.alloc.hierarchy import TIERS, Problem, solve
+from agentos_native.cgroup.sensors import Machine
 from agentos_native.spec.model import PRIORITIES, AgentSpec, TenantSpec
 
 
@@ -24,25 +25,33 @@ def usage(group: Path) -> float:
 
 @dataclass(frozen=True)
 class Sample:
-    """CPU time used in a window: CPUs (seconds per second) by agent, and by everything that is not an agent."""
+    """A window: the CPUs (CPU seconds per second) that each agent used, and those that were there for all agents.
+
+    There for agents is what they used and what was idle. The rest went to the supervisor, to the kernel's own work and,
+    in a virtual machine, to the host: no weight among agents can give it back.
+    """
 
     seconds: float
     agents: dict[str, float]
-    others: float
+    available: float
 
 
-def window(seconds: float, machine: Path, node: Path, groups: Mapping[str, Path]) -> Sample:
-    """Measure for `seconds`. `machine` is the root of the v2 tree, `node` this supervisor's group in it."""
+def window(seconds: float, node: Path, groups: Mapping[str, Path]) -> Sample:
+    """Measure for `seconds`; `node` is the group that holds all agents."""
+    machine = Machine(str(node))
 
-    def read() -> tuple[float, float, float, dict[str, float]]:
-        return time.monotonic(), usage(machine), usage(node), {name: usage(path) for name, path in groups.items()}
+    def read() -> tuple[float, int, dict[str, float]]:
+        return time.monotonic(), sum(machine.read()), {name: usage(path) for name, path in groups.items()}
 
-    began, machine_before, node_before, before = read()
-    time.sleep(seconds)
-    ended, machine_after, node_after, after = read()
+    try:
+        began, available_before, before = read()
+        time.sleep(seconds)
+        ended, available_after, after = read()
+    finally:
+        machine.close()
     length = ended - began
-    others = (machine_after - machine_before) - (node_after - node_before)
-    return Sample(length, {name: (after[name] - before[name]) / length for name in groups}, max(others / length, 0.0))
+    used = {name: (after[name] - before[name]) / length for name in groups}
+    return Sample(length, used, (available_after - available_before) / 1e6 / length)
 
 
 def entitlements(

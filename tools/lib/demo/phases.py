@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agentos_native.cgroup import discover
 from agentos_native.client import Client
 from agentos_native.errors import AgentosError
 from agentos_native.spec.documents import load_file
@@ -99,13 +98,14 @@ class Home:
         node = self.client.node()
         time.sleep(SETTLE_TICKS * node.tick_period)
         groups = {measure.key(spec): Path(self.client.agent(measure.key(spec)).cgroup) for spec in self.agents}
-        sample = measure.window(seconds, Path(discover().path), Path(node.cgroup_root), groups)
+        sample = measure.window(seconds, Path(node.cgroup_root), groups)
         cpus = float(os.cpu_count() or 1)
         # A busy agent has a worker for each CPU; one at rest wants what it was seen to use.
         demand = {key: sample.agents[key] if key in self.resting else cpus for key in groups}
-        entitled = measure.entitlements(self.tenants, self.agents, demand, cpus - sample.others)
+        available = min(sample.available, cpus)
+        entitled = measure.entitlements(self.tenants, self.agents, demand, available)
         rows = [self._row(spec, entitled, sample.agents, demand, cpus) for spec in self.agents]
-        return Phase(name, rows, sample.others / cpus, sample.seconds)
+        return Phase(name, rows, 1 - available / cpus, sample.seconds)
 
     def _row(
         self, spec: AgentSpec, entitled: dict[str, float], used: dict[str, float], demand: dict[str, float], cpus: float

@@ -12,7 +12,7 @@ COLUMNS = ("tenant", "agent", "type", "tier", "weight", "request", "limit", "ent
 
 def show(phase: Phase) -> None:
     """Print it: requests and limits in CPUs, shares in per cent of the machine."""
-    title = f"{phase.name} ({phase.seconds:.0f} s; {phase.others:.1%} of the machine went to what is not an agent)"
+    title = f"{phase.name} ({phase.seconds:.0f} s; {phase.others:.1%} of the machine were not there for agents)"
     view = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in COLUMNS:
         view.add_column(name, justify="left" if name in COLUMNS[:4] else "right", no_wrap=True)
