@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import shutil
 import sys
@@ -170,7 +171,8 @@ def main() -> None:
     parser.add_argument("base")
     parser.add_argument("image", type=Path)
     options = parser.parse_args()
-    asyncio.run(serve(options.state, options.base, options.image))
+    with contextlib.suppress(KeyboardInterrupt):  # whoever was interrupted says so and takes everything away
+        asyncio.run(serve(options.state, options.base, options.image))
 
 
 if __name__ == "__main__":
