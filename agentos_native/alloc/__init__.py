@@ -7,6 +7,7 @@
 
 from agentos_native.alloc.engines import engine, load_compiled, use_numpy
 from agentos_native.alloc.hierarchy import TIERS, Problem, Solution, Warm, solve
+from agentos_native.alloc.trim import Trims
 from agentos_native.alloc.weights import BASE, Weights, kernel_weights
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "TIERS",
     "Problem",
     "Solution",
+    "Trims",
     "Warm",
     "Weights",
     "engine",

@@ -16,7 +16,7 @@ from typing import Final
 
 import numpy as np
 
-from agentos_native.alloc.waterfill import Floats, Truths
+from agentos_native.alloc.waterfill import Floats
 
 SATURATED: Final = 0.98
 """Stalled for more than this part of the time: the division says nothing any more, and the demand is unlimited."""
@@ -24,10 +24,6 @@ NEARLY_ALL: Final = 0.9
 """Without PSI: whoever uses this part of its share is taken to want more."""
 FALL_TIME: Final = 3.0
 """Seconds in which a demand that is gone is forgotten (to 1/e)."""
-TRIM: Final = (0.67, 3.0)
-TRIM_TIME: Final = 10.0
-"""Seconds in which the trim makes up for a factor that is missing."""
-TRIM_IGNORES: Final = 0.03
 
 
 def estimate(used: Floats, stalled: Floats) -> Floats:
@@ -60,20 +56,3 @@ def throttled_fraction(throttled: Floats, limits: Floats, elapsed: Floats) -> Fl
     """
     lanes = np.maximum(np.ceil(np.where(np.isfinite(limits), limits, 1.0)), 1.0)
     return np.clip(throttled / (lanes * elapsed), 0.0, 1.0)
-
-
-def trim(previous: Floats, used: Floats, entitled: Floats, lifted: Truths, elapsed: float) -> Floats:
-    """A correction of the lift of reserved agents, so that a reservation holds also where the kernel is inexact.
-
-    Weights of siblings spread over several CPUs are kept by load balancing, not by arithmetic: a group lifted to six
-    times its neighbour's weight was measured at four and a half times its share. Slow (`TRIM_TIME`), bounded (`TRIM`).
-
-    Args:
-        previous: the factors so far; `used`: CPUs, smoothed; `entitled`: CPUs.
-        lifted: who wants more than it has and has its reservation instead of its fair share; others go back to 1.
-    """
-    low, high = TRIM
-    missing = np.clip(entitled / np.maximum(used, 1e-6), low, high)
-    missing = np.where(np.abs(missing - 1.0) <= TRIM_IGNORES, 1.0, missing)
-    step = min(elapsed / TRIM_TIME, 0.5)
-    return np.clip(np.where(lifted, previous * missing**step, previous ** (1.0 - step)), low, high)

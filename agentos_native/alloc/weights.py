@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from agentos_native.alloc.hierarchy import HUNGRY, TIERS, Problem, Solution
+from agentos_native.alloc.trim import Trims
 from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
 
 LOWEST, HIGHEST = 1, 10_000
@@ -87,12 +88,13 @@ def _wake(budget: Floats, idle_share: Floats, idle_floor: Floats) -> Floats:
     return np.where(left > 0.01 * others, np.clip(others / np.maximum(left, TINY), 1.0, 100.0), 100.0)
 
 
-def agent_weights(problem: Problem, solution: Solution, trim: Floats | None = None) -> Indices:
-    """The W-rule for every agent within its tenant and tier, shape (n,).
+def _room(problem: Problem, solution: Solution) -> Floats:
+    """What each tenant could have beyond its share: of what nobody wants, as much as its limit allows. Shape (T,)."""
+    return np.clip(problem.tenant_ceiling - solution.tenant_share, 0.0, solution.slack)
 
-    Args:
-        trim: factors on the floors, shape (n,): what experience says the kernel needs to be told (see `demand.trim`).
-    """
+
+def agent_weights(problem: Problem, solution: Solution, trim: Floats | None = None) -> Indices:
+    """The W-rule for every agent within its tenant and tier, shape (n,); `trim`: factors, shape (n,)."""
     count = len(solution.group_level)
     group = np.repeat(np.arange(count), np.diff(problem.starts))
     if len(group) == 0:
@@ -101,7 +103,8 @@ def agent_weights(problem: Problem, solution: Solution, trim: Floats | None = No
     budget = solution.group_share.ravel()
     floor_sum = segment_sum(floor, group, count)
     # a group that has all it wants: the level it would have if all its agents woke, so that floors hold when they do
-    if_hungry = np.maximum(budget + solution.slack, floor_sum) - floor_sum
+    room = np.repeat(_room(problem, solution), TIERS)
+    if_hungry = np.maximum(budget + room, floor_sum) - floor_sum
     if_hungry /= np.maximum(segment_sum(weight, group, count), TINY)
     level = np.where(np.isfinite(solution.group_level), solution.group_level, if_hungry)
 
@@ -112,8 +115,8 @@ def agent_weights(problem: Problem, solution: Solution, trim: Floats | None = No
         segment_sum(floor * asleep, group, count),
     )
     plain = weight * level[group]
-    told = floor if trim is None else np.where(floor > plain, np.maximum(floor * trim, plain), floor)
-    rates = np.maximum(plain, np.where(asleep, floor * factor[group], told))
+    rates = np.maximum(plain, np.where(asleep, floor * factor[group], floor))
+    rates = rates if trim is None else rates * trim
     # sleepers set the scale by what they use now; at worst they are cut to 10000 and short for one tick when they wake
     unit = _fitting(level, _segment_max(np.where(asleep, solution.share, rates), group, count))
     whole = _quantise(rates, rates > plain * (1 + 1e-9), unit[group])
@@ -133,7 +136,9 @@ class _Siblings:
     floor: Floats  # wanted part of the reservation
     reserved: Floats  # all of it
     budget: Floats  # of the parents, shape (P,)
+    room: Floats  # what the parents could have beyond it, shape (P,)
     level: Floats  # of the parents' tiers, shape (P, TIERS); 0 or ∞ where it says nothing
+    trim: Floats
 
 
 def _marginal_tier(group: _Siblings) -> Indices:
@@ -147,7 +152,7 @@ def _marginal_tier(group: _Siblings) -> Indices:
     return np.where(highest < TIERS, highest, lowest)
 
 
-def _margin_level(group: _Siblings, marginal: Indices, slack: float) -> Floats:
+def _margin_level(group: _Siblings, marginal: Indices) -> Floats:
     """The level of each parent's marginal tier; where nobody is hungry, the one it would have if its members were."""
     count = len(group.budget)
     at = group.tier == marginal[group.parent]
@@ -155,12 +160,12 @@ def _margin_level(group: _Siblings, marginal: Indices, slack: float) -> Floats:
     taken = segment_sum(group.share * above, group.parent, count)
     floors = segment_sum(group.floor * ~above, group.parent, count)
     weights = np.maximum(segment_sum(group.weight * at, group.parent, count), TINY)
-    if_hungry = np.maximum(group.budget + slack - taken - floors, 0.0) / weights
+    if_hungry = np.maximum(group.budget + group.room - taken - floors, 0.0) / weights
     level = group.level[np.arange(count), marginal]
     return np.maximum(np.where(np.isfinite(level) & (level > 0), level, if_hungry), TINY)
 
 
-def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floats]:
+def _rates(group: _Siblings) -> tuple[Floats, Truths, Floats, Floats]:
     """What the kernel must see, in CPUs.
 
     Returns:
@@ -169,7 +174,7 @@ def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floa
     count = len(group.budget)
     parent = group.parent
     marginal = _marginal_tier(group)
-    level = _margin_level(group, marginal, slack)
+    level = _margin_level(group, marginal)
     at, above = group.tier == marginal[parent], group.tier < marginal[parent]
 
     # only a group that has all it wants is lifted by a sleeping reservation: in another, somebody else would take it
@@ -181,7 +186,7 @@ def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floa
     )
     floor = np.where(asleep, group.reserved * factor[parent], group.floor)
     plain = np.where(at, group.weight * level[parent], 0.0)
-    rates = np.maximum(plain, floor)
+    rates = np.maximum(plain, floor) * group.trim
     lifted = rates > plain * (1 + 1e-9)
 
     # above: what a tier could claim if it turned hungry, all floors of others kept
@@ -189,7 +194,7 @@ def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floa
     tier_weight = segment_sum(group.weight, tier_of, count * TIERS)[tier_of]
     tier_reserved = segment_sum(group.reserved, tier_of, count * TIERS)[tier_of]
     others = segment_sum(group.reserved, parent, count)[parent] - tier_reserved
-    claim = np.maximum(group.budget[parent] + slack - others, 0.0) * group.weight / tier_weight
+    claim = np.maximum((group.budget + group.room)[parent] - others, 0.0) * group.weight / tier_weight
     rates = np.where(above, np.maximum.reduce([claim, group.share, group.reserved]), rates)
 
     # without floors below it, the margin need not be in proportion to anything: let it sink, so that bursts above win
@@ -201,11 +206,11 @@ def _rates(group: _Siblings, slack: float) -> tuple[Floats, Truths, Floats, Floa
     return rates, lifted, level * sink, _segment_max(np.where(asleep & ~above, group.share, rates), parent, count)
 
 
-def _sibling_weights(group: _Siblings, slack: float) -> Indices:
+def _sibling_weights(group: _Siblings) -> Indices:
     count = len(group.budget)
     if len(group.parent) == 0:
         return np.zeros(0, dtype=np.int64)
-    rates, lifted, unit, highest = _rates(group, slack)
+    rates, lifted, unit, highest = _rates(group)
     unit = _fitting(unit, highest)
     lowest_tier = _segment_max(group.tier.astype(np.float64), group.parent, count)
     somebody_below = lowest_tier > _marginal_tier(group)
@@ -213,7 +218,7 @@ def _sibling_weights(group: _Siblings, slack: float) -> Indices:
     return _quantise(rates, lifted, unit[group.parent])
 
 
-def tenant_weights(problem: Problem, solution: Solution) -> Indices:
+def tenant_weights(problem: Problem, solution: Solution, trim: Floats) -> Indices:
     """Of the tenants' groups, shape (T,); 0 for a tenant without agents, which has no group."""
     agents = np.diff(problem.starts).reshape(-1, TIERS).sum(axis=1)
     present = np.flatnonzero(agents > 0)
@@ -226,14 +231,16 @@ def tenant_weights(problem: Problem, solution: Solution) -> Indices:
         floor=solution.tenant_floor[present],
         reserved=solution.tenant_reserved[present],
         budget=np.array([float(solution.tenant_share.sum())]),
+        room=np.array([solution.slack]),
         level=solution.tenant_level[None, :],
+        trim=trim[present],
     )
     result = np.zeros(len(agents), dtype=np.int64)
-    result[present] = _sibling_weights(siblings, solution.slack)
+    result[present] = _sibling_weights(siblings)
     return result
 
 
-def group_weights(problem: Problem, solution: Solution) -> Indices:
+def group_weights(problem: Problem, solution: Solution, trim: Floats) -> Indices:
     """Of the tiers' groups below each tenant, shape (T, TIERS); 0 where no agent is."""
     shape = solution.group_share.shape
     present = np.flatnonzero(np.diff(problem.starts) > 0)
@@ -249,15 +256,21 @@ def group_weights(problem: Problem, solution: Solution) -> Indices:
         floor=solution.group_floor.ravel()[present],
         reserved=solution.group_reserved.ravel()[present],
         budget=solution.tenant_share,
+        room=_room(problem, solution),
         level=solution.group_share / BASE,
+        trim=trim.ravel()[present],
     )
     result = np.zeros(shape[0] * TIERS, dtype=np.int64)
-    result[present] = _sibling_weights(siblings, solution.slack)
+    result[present] = _sibling_weights(siblings)
     return result.reshape(shape)
 
 
-def kernel_weights(problem: Problem, solution: Solution, trim: Floats | None = None) -> Weights:
-    """Everything that is to be written; `trim` as for `agent_weights`."""
+def kernel_weights(problem: Problem, solution: Solution, trims: Trims | None = None) -> Weights:
+    """Everything that is to be written, corrected by `trims`."""
+    if trims is None:
+        trims = Trims(
+            np.ones(len(problem.weight)), np.ones(solution.group_share.shape), np.ones(len(problem.tenant_weight))
+        )
     idle = TIERS - 1
     group_idle = np.zeros(solution.group_share.shape, dtype=np.int64)
     group_idle[:, idle] = solution.group_reserved[:, idle] <= 0
@@ -265,9 +278,9 @@ def kernel_weights(problem: Problem, solution: Solution, trim: Floats | None = N
     idlers = (problem.tenant_tier == idle) & (np.diff(problem.starts).reshape(-1, TIERS).sum(axis=1) > 0)
     tenant_idle = (idlers & (solution.tenant_reserved <= 0) & (idlers.sum() == 1)).astype(np.int64)
     return Weights(
-        agent=agent_weights(problem, solution, trim),
-        group=group_weights(problem, solution),
+        agent=agent_weights(problem, solution, trims.agent),
+        group=group_weights(problem, solution, trims.group),
         group_idle=group_idle,
-        tenant=tenant_weights(problem, solution),
+        tenant=tenant_weights(problem, solution, trims.tenant),
         tenant_idle=tenant_idle,
     )

@@ -19,7 +19,6 @@ import numpy as np
 
 from agentos_native import alloc
 from agentos_native.alloc import Warm, demand
-from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, sensors
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
@@ -30,16 +29,17 @@ from agentos_native.supervisor.tick_groups import GroupFiles, differs
 from agentos_native.supervisor.tick_meter import Measured, Meter, Sample
 from agentos_native.supervisor.tick_rows import AllocationRow, build, explain
 from agentos_native.supervisor.tick_slots import Agent, Slots, Tenant
+from agentos_native.supervisor.tick_trims import TrimState
 
 COMPILE_FROM: Final = 200
 """Agents from which the compiled engine is worth its memory (over 100 MB); NumPy and Python serve fewer well."""
 REFRESH: Final = 60.0
 """Seconds in which every weight file is read again once: others may have written."""
 SMOOTHING: Final = 2.0
-"""Seconds over which capacity and use are averaged."""
+"""Seconds over which the capacity is averaged."""
 
-STEADY: Final = 0.03
-"""Of the machine: while the capacity changes by more than this in a tick, missing shares say nothing about weights."""
+STEADY: Final = 0.05
+"""Of the machine: while the capacity moves by more than this in a tick, missing shares say nothing about weights."""
 
 OnEvent = Callable[[str, str], None]
 
@@ -100,14 +100,12 @@ class Ticker:
         self._demand: Floats = np.zeros(self._slots.capacity)
         self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
         self._entitled: Floats = np.zeros(self._slots.capacity)
-        self._used: Floats = np.zeros(self._slots.capacity)
-        self._trim: Floats = np.ones(self._slots.capacity)
+        self._trims = TrimState(self._slots.capacity, cpus)
         self._reported: set[str] = set()
         self._warm = Warm()
         self._last: Sample | None = None
         self._before_last: Sample | None = None
         self._capacity = cpus
-        self._steady = False
         self._refreshed = 0.0
 
     @property
@@ -149,14 +147,16 @@ class Ticker:
             if self.enforced:
                 self._weights.open(slot, path)
             self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
-            self._tasks[slot], self._used[slot], self._trim[slot] = 0, request, 1
+            self._tasks[slot] = 0
+            self._trims.add(slot)
 
     def _grow(self) -> None:
         more = self._slots.capacity - len(self._demand)
         if more > 0:
             self._meter.grow(self._slots.capacity)
             self._weights.grow(self._slots.capacity)
-            for name in ("_demand", "_tasks", "_entitled", "_used", "_trim"):
+            self._trims.grow(more)
+            for name in ("_demand", "_tasks", "_entitled"):
                 setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
 
     def change(
@@ -214,25 +214,14 @@ class Ticker:
             self._entitled[slots] = solution.share
             writes, failures = 0, 0
             if self.enforced:
-                trim = self._trimmed(problem, solution, now)
+                trims = self._trims.step(self._slots, problem, solution, now)
                 self._refresh(now)
-                writes, failures = self._write(alloc.kernel_weights(problem, solution, trim))
+                writes, failures = self._write(alloc.kernel_weights(problem, solution, trims))
             self._before_last, self._last = self._last, sample
             self._meter.keep(sample)
             self._load_engine(len(slots))
             duration = time.perf_counter() - began
             return TickResult(len(slots), writes, failures, duration, self._capacity, alloc.engine(), gone)
-
-    def _trimmed(self, problem: alloc.Problem, solution: alloc.Solution, now: float) -> Floats:
-        """Carry on the corrections of those that have their reservation, want more, and get something else."""
-        slots = self._slots.plan().slots
-        elapsed = now - self._last.time if self._last is not None else 0.0
-        at_floor = solution.share < problem.floor + HUNGRY
-        lifted = (problem.floor > HUNGRY) & at_floor & (solution.share < solution.wanted - HUNGRY)
-        if not self._steady:
-            return self._trim[slots]
-        self._trim[slots] = demand.trim(self._trim[slots], self._used[slots], solution.share, lifted, elapsed)
-        return self._trim[slots]
 
     def _report_gone(self) -> tuple[str, ...]:
         status = self._meter.sensors.status
@@ -252,9 +241,9 @@ class Ticker:
         smoothed = demand.smooth(self._demand[slots], self._wanted(measured), measured.window)
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
-        self._steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
+        steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
+        self._trims.measured(slots, measured, self._entitled[slots], steady)
         self._capacity += part * (measured.capacity - self._capacity)
-        self._used[slots] += part * (measured.used - self._used[slots])
 
     def _wanted(self, measured: Measured) -> Floats:
         """The demand of each agent of the plan, in CPUs: never more than its limit or its threads can use."""
