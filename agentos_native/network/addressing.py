@@ -13,7 +13,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-BLOCKS: Final = 24
+BLOCKS: Final = 8
 SLOTS_PER_BLOCK: Final = 2048
 
 AGENTS_IPV4: Final = ipaddress.IPv4Network("100.65.0.0/16")

@@ -15,10 +15,11 @@ from typing import Final, NamedTuple
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, TenantSpec
 
-BLOCKS: Final = 24
+BLOCKS: Final = 8
+"""With 8 blocks all ids stay below 2³¹: devpts of Linux 6.12 reads its gid= option as a signed number (EINVAL)."""
 BLOCK_STRIDE: Final = 2048
-SLOTS: Final = 2047
-"""Usable slots of a block: the last range of the last block would contain (uid_t) -1."""
+SLOTS: Final = 2048
+"""Slots of a block."""
 ID_BASE: Final = 0x40000000
 ID_RANGE: Final = 65536
 """uids and gids of one agent."""
