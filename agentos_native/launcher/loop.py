@@ -53,7 +53,6 @@ class Launcher:
         self._by_pid: dict[int, Unit] = {}
         self._exits: dict[int, launch.Exited] = {}
         self._next_exit = 1
-        self._mappings: dict[str, launch.MakeUserns] = {}
         self._start_at: float | None = 0.0
         self._ending: tuple[int, float] | None = None
         self._status: int | None = None
@@ -117,7 +116,7 @@ class Launcher:
         self._channel = channel
         self._epoll.register(channel.socket.fileno(), select.EPOLLIN)
         for unit in self._by_pid.values():
-            if unit.name not in self._mappings and unit.exited is None:
+            if unit.mapping is None and unit.exited is None:
                 self._send(launch.Live(unit.name, unit.pid, unit.executed), unit.pidfd)
         for message in self._exits.values():
             self._send(message)
@@ -190,7 +189,8 @@ class Launcher:
             pidns = fds[message.pidns] if message.pidns >= 0 else -1
             arguments = (message.program, tuple(fds), message.namespaces, fds[message.cgroup], pidns)
             try:
-                self._start(message.seq, message.unit, arguments, fds, message.deadline)
+                unit = self._start(message.seq, message.unit, arguments, fds, message.deadline)
+                self._units[unit.name] = unit
                 return
             except (OSError, ValueError) as error:
                 failure = Failure("clone", "start", "", getattr(error, "errno", None) or errno.EINVAL, str(error))
@@ -199,19 +199,19 @@ class Launcher:
 
     def _start(
         self, seq: int, name: str, arguments: tuple[bytes, tuple[int, ...], int, int, int], fds: list[int], limit: float
-    ) -> None:
+    ) -> Unit:
         slot = _child.start(*arguments)
-        self._units[name] = self._by_slot[slot] = Unit(seq, name, slot, fds, time.monotonic() + limit)
+        unit = self._by_slot[slot] = Unit(seq, name, slot, fds, time.monotonic() + limit)
+        return unit
 
     def _make_userns(self, message: launch.MakeUserns) -> None:
-        name = f"userns {message.seq}"
         try:
-            self._start(message.seq, name, (HOLD, (), ns.CLONE_NEWUSER, -1, -1), [], _USERNS_DEADLINE)
+            holder = self._start(message.seq, "", (HOLD, (), ns.CLONE_NEWUSER, -1, -1), [], _USERNS_DEADLINE)
         except OSError as error:
             failure = Failure("user namespace", "start", "", error.errno or errno.EAGAIN, str(error))
             self._send(launch.Userns(message.seq, failure))
         else:
-            self._mappings[name] = message
+            holder.mapping = message
 
     # ------------------------------------------------------------------- news
 
@@ -233,8 +233,8 @@ class Launcher:
 
     def _born(self, unit: Unit) -> None:
         self._adopt(unit)
-        if unit.name in self._mappings:
-            self._map(unit, self._mappings[unit.name])
+        if unit.mapping is not None:
+            self._map(unit, unit.mapping)
         else:
             self._send(launch.Cloned(unit.seq, unit.name, unit.pid), unit.pidfd)
             faults.point("launcher.cloned")
@@ -255,7 +255,7 @@ class Launcher:
         else:
             self._send(launch.Userns(message.seq), fd)
             os.close(fd)
-            del self._mappings[unit.name]
+            unit.mapped = True
         process.pidfd_send_signal(unit.pidfd, signal.SIGKILL)
 
     def _released(self, unit: Unit) -> None:
@@ -277,17 +277,18 @@ class Launcher:
             return
         unit.close()
         self._by_pid.pop(unit.pid, None)
+        if unit.mapping is not None:
+            if not unit.mapped:
+                self._send(launch.Userns(unit.seq, unit.failure))
+            return
         del self._units[unit.name]
-        if unit.name in self._mappings:
-            del self._mappings[unit.name]
-            self._send(launch.Userns(unit.seq, unit.failure))
-        elif unit.executed:
+        if unit.executed:
             message = units.exit_message(unit, self._next_exit)
             self._exits[self._next_exit] = message
             self._next_exit += 1
             faults.point("launcher.exit-kept")
             self._send(message)
-        elif unit.failure is not None and not unit.name.startswith("userns "):
+        elif unit.failure is not None:
             self._send(launch.Failed(unit.seq, unit.name, unit.failure))
 
     # ---------------------------------------------------------------- signals

@@ -118,6 +118,17 @@ def test_supervisor_killed_is_started_again_and_told_what_lives(own: Node) -> No
     own.kill(living)
 
 
+def test_holders_of_user_namespaces_are_nobodys_units(own: Node) -> None:
+    """Not told to a supervisor that starts at that moment, and in nobody's way when numbers begin again."""
+    for seq in (1, 1, 2):
+        own.send(launch.MakeUserns(seq, 0x30000000, 65536))
+    os.kill(own.relay_pid, signal.SIGKILL)
+    own.connect()
+    assert replay(own)[0] == []
+    os.close(own.make_userns())
+    assert own.run("true").status == 0
+
+
 def test_exit_while_there_is_no_supervisor_is_kept(own: Node) -> None:
     unit = own.start("sh", "-c", "echo ready; exec sleep 600", agent="orphan")
     eventually(lambda: unit.output[0] == b"ready\n")  # before, init does not take signals yet

@@ -59,8 +59,8 @@ def test_execs_into_an_agent_at_its_limit_do_not_hurt_the_launcher(node: Node) -
             node.wait(node.exec(agent, "sh", "-c", more, unit=f"exec-{number}"))
         except StartFailed as failed:
             assert failed.failure.errno in {0, 12, 28, 3}, failed.failure
-            if failed.failure.errno == 3:
-                break  # the agent itself was the one that the kernel chose
+        except FileNotFoundError:
+            break  # the agent itself was the one that the kernel chose
     assert oom_events(node, "full") > 0
     assert node.launcher is not None
     assert node.launcher.poll() is None
