@@ -1,19 +1,5 @@
 """Fixtures of the tests that attack from inside a real sandbox."""
 
-from __future__ import annotations
+from tests.kernel.conftest import node
 
-import os
-from collections.abc import Iterator
-
-import pytest
-
-from tests.sandboxes import Node
-
-
-@pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
-    """A launcher with the test as its supervisor, shared by the tests of one file."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with Node() as ready:
-        yield ready
+__all__ = ["node"]
