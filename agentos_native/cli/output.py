@@ -126,6 +126,8 @@ def sections(value: Any, indent: int = 0) -> None:
             print(f"{pad}{shown}:")
             for part in item:
                 print(f"{pad}  - " + msgspec.json.encode(part).decode())
+        elif isinstance(item, bool):
+            print(f"{pad}{shown}: {'yes' if item else 'no'}")
         elif isinstance(item, float) and key in _TIMES:
             print(f"{pad}{shown}: {clock(item)}")
         else:

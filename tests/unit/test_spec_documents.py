@@ -118,9 +118,10 @@ def test_errors_name_code_line_and_path(old: str, new: str, code: str, where: st
 
 
 def test_an_unknown_field_offers_the_nearest() -> None:
-    assert str(refusal(FULL.replace("{cpu: 200m, m", "{cpuu: 200m, m"))) == (
-        "error[unknown-field]: unknown field \"cpuu\": x.yaml:17: spec.resources.requests.cpuu\n  hint: did you mean 'cpu'?"
-    )
+    assert str(refusal(FULL.replace("{cpu: 200m, m", "{cpuu: 200m, m"))).splitlines() == [
+        'error[unknown-field]: unknown field "cpuu": x.yaml:17: spec.resources.requests.cpuu',
+        "  hint: did you mean 'cpu'?",
+    ]
 
 
 def test_too_many_replicas_for_the_name() -> None:
