@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,7 @@ def _live(interval: float) -> None:
         answer = client.top()
         return Group(Text(_headline(answer), style="bold"), rich_table(_TOP, _top_rows(answer), right=_RIGHT))
 
-    with Live(frame(), auto_refresh=False, screen=True) as live:
+    with contextlib.suppress(KeyboardInterrupt), Live(frame(), auto_refresh=False, screen=True) as live:
         while True:
             time.sleep(interval)
             live.update(frame(), refresh=True)

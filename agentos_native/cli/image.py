@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import IO, Any, BinaryIO
+from collections.abc import Iterator
+from typing import IO, BinaryIO
 
 import click
 
@@ -35,8 +37,8 @@ def import_(ctx: click.Context, name: str, source: str, output: str) -> None:
         elif os.path.isdir(source):
             made = client.import_image(name, source)
         else:
-            with _open(source) as file:
-                made = client.import_image(name, _with_progress(file, name))
+            with _open(source) as file, _progress(file, name) as stream:
+                made = client.import_image(name, stream)
     if output == "json":
         print_json(made)
     else:
@@ -50,23 +52,20 @@ def _open(path: str) -> BinaryIO:
         raise AgentosError("cannot-read", error.strerror or str(error), path)
 
 
-def _with_progress(file: BinaryIO, name: str) -> IO[bytes]:
-    """The file with a bar on a terminal; the file itself elsewhere."""
+@contextlib.contextmanager
+def _progress(file: BinaryIO, name: str) -> Iterator[IO[bytes]]:
+    """The file with a bar on a terminal, gone at the end; the file itself elsewhere."""
     if not sys.stderr.isatty():
-        return file
+        yield file
+        return
     from rich.console import Console
     from rich.progress import wrap_file
 
-    wrapped: Any = wrap_file(
-        file,
-        os.fstat(file.fileno()).st_size,
-        description=f"importing {name}",
-        console=Console(stderr=True),
-        transient=True,
-    )
-    stream: IO[bytes] = wrapped.__enter__()
-    click.get_current_context().call_on_close(lambda: wrapped.__exit__(None, None, None))
-    return stream
+    total = os.fstat(file.fileno()).st_size
+    with wrap_file(
+        file, total, description=f"importing {name}", console=Console(stderr=True), transient=True
+    ) as stream:
+        yield stream
 
 
 @image.command("ls")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import resource
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -386,3 +391,33 @@ def test_start_up_is_cheap(server: StubSupervisor, argv: list[str]) -> None:
     pairs = [(cpu_seconds(command), cpu_seconds(["-c", "pass"])) for _ in range(8)]
     least, bare = (min(column) for column in zip(*pairs, strict=True))
     assert least <= CPU_BUDGET_SECONDS * max(1.0, bare / BARE_SECONDS)
+
+
+def on_terminal(*argv: str) -> tuple[int, str]:
+    """A command whose standard streams are a terminal of 200 columns; its status and all that it wrote there."""
+    program = [sys.executable, "-c", "import sys; from agentos_native.cli import main; sys.exit(main())"]
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(ours, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 200, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    running = subprocess.Popen([*program, *argv], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    os.close(theirs)
+    written = b""
+    with contextlib.suppress(OSError):  # EIO: the other end is gone
+        while piece := os.read(ours, 65536):
+            written += piece
+    os.close(ours)
+    return running.wait(20), written.decode()
+
+
+def test_a_terminal_gets_tables_and_bars(server: StubSupervisor, tmp_path: Path) -> None:
+    server.answers["GET", "/v1/agents"] = (200, {"agents": [agent_body()]})
+    status, shown = on_terminal("ps")
+    assert status == 0
+    assert "\x1b[32mrunning\x1b[0m" in shown
+    image = {"digest": "sha256:1", "name": "i", "created": 1.0, "size": 2, "entries": 3}
+    server.answers["POST", "/v1/images"] = (201, image)
+    (tmp_path / "i.tar").write_bytes(b"x" * 1_000_000)
+    status, shown = on_terminal("image", "import", "i", str(tmp_path / "i.tar"))
+    assert status == 0
+    assert "importing i" in shown
+    assert shown.rstrip().endswith("sha256:1"), "the bar is gone before the result is printed"
