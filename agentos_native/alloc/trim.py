@@ -2,9 +2,9 @@
 
 Weights of siblings that spread over several CPUs are kept by load balancing, which moves whole threads: a group with
 two threads was measured at 69 % where its weight says 75 %, since both threads shared a CPU for part of the time. So
-those who want more than they have are compared with their hungry siblings, and whoever stays behind what it is entitled
-to among them is told to the kernel as a little heavier, and the other way round. Slow, bounded, and silent below a
-threshold: where the kernel is exact, nothing is ever trimmed and nothing is written.
+siblings are compared, and whoever stays behind what it is due among them is told to the kernel as a little heavier, and
+whoever has too much as a little lighter. Slow, bounded, and silent below a threshold: where the kernel is exact,
+nothing is ever trimmed and nothing is written.
 """
 
 from __future__ import annotations
@@ -44,31 +44,30 @@ class _Siblings:
     parent: Indices
     count: int
     used: Floats
-    share: Floats
+    due: Floats
     hungry: Truths
 
 
 def _step(previous: Floats, group: _Siblings, elapsed: float, ignored: float) -> Floats:
     """One tick's correction of the factors of one level."""
-    share = np.where(group.hungry, group.share, 0.0)
-    used = np.where(group.hungry, group.used, 0.0)
-    shares = segment_sum(share, group.parent, group.count)
-    useds = segment_sum(used, group.parent, group.count)
-    ratio = np.divide(useds, shares, out=np.ones_like(useds), where=shares > 0)
-    expected = share * ratio[group.parent]
-    missing = np.clip(expected / np.maximum(used, 1e-6), 0.2, 5.0)
-    missing = np.where(np.abs(expected - used) <= ignored, 1.0, missing)
+    dues = segment_sum(group.due, group.parent, group.count)
+    used = segment_sum(group.used, group.parent, group.count)
+    ratio = np.divide(used, dues, out=np.ones_like(used), where=dues > 0)
+    expected = group.due * ratio[group.parent]
+    missing = np.clip(expected / np.maximum(group.used, 1e-6), 0.2, 5.0)
+    missing = np.where(np.abs(expected - group.used) <= ignored, 1.0, missing)
     part = min(elapsed / TIME, 0.5)
-    factor = np.where(group.hungry, previous * missing**part, previous ** (1.0 - part))
-    return np.clip(factor, *BOUNDS)
+    # who wants no more than it is due cannot have too much; its correction is forgotten as soon as it waits no longer
+    corrected = group.hungry | (missing > 1.0)
+    return np.clip(np.where(corrected, previous * missing**part, previous ** (1.0 - part)), *BOUNDS)
 
 
 @dataclass(frozen=True)
 class Experience:
-    """What agents had and what they should have had, both averaged alike over some seconds; CPUs, shape (n,)."""
+    """What agents had and what they were due, both averaged alike over some seconds; CPUs, shape (n,)."""
 
     used: Floats
-    entitled: Floats
+    due: Floats
 
 
 def step(previous: Trims, problem: Problem, solution: Solution, seen: Experience, cpus: float, elapsed: float) -> Trims:
@@ -82,17 +81,17 @@ def step(previous: Trims, problem: Problem, solution: Solution, seen: Experience
     groups = tenants * TIERS
     ignored = IGNORED * cpus
     group = np.repeat(np.arange(groups), np.diff(problem.starts))
-    used, share = segment_sum(seen.used, group, groups), segment_sum(seen.entitled, group, groups)
+    used, due = segment_sum(seen.used, group, groups), segment_sum(seen.due, group, groups)
     tenant = np.repeat(np.arange(tenants), TIERS)
 
-    of_agents = _Siblings(group, groups, seen.used, seen.entitled, solution.share < solution.wanted - HUNGRY)
+    of_agents = _Siblings(group, groups, seen.used, seen.due, solution.share < solution.wanted - HUNGRY)
     hungry = (solution.group_share < solution.group_wanted - HUNGRY).ravel()
-    of_groups = _Siblings(tenant, tenants, used, share, hungry)
+    of_groups = _Siblings(tenant, tenants, used, due, hungry)
     of_tenants = _Siblings(
         np.zeros(tenants, dtype=np.int64),
         1,
         used.reshape(tenants, TIERS).sum(axis=1),
-        share.reshape(tenants, TIERS).sum(axis=1),
+        due.reshape(tenants, TIERS).sum(axis=1),
         solution.tenant_share < solution.tenant_wanted - HUNGRY,
     )
     return Trims(

@@ -195,7 +195,7 @@ def _rates(group: _Siblings) -> tuple[Floats, Truths, Floats, Floats]:
     tier_reserved = segment_sum(group.reserved, tier_of, count * TIERS)[tier_of]
     others = segment_sum(group.reserved, parent, count)[parent] - tier_reserved
     claim = np.maximum((group.budget + group.room)[parent] - others, 0.0) * group.weight / tier_weight
-    rates = np.where(above, np.maximum.reduce([claim, group.share, group.reserved]), rates)
+    rates = np.where(above, np.maximum.reduce([claim, group.share, group.reserved]) * group.trim, rates)
 
     # without floors below it, the margin need not be in proportion to anything: let it sink, so that bursts above win
     floors_below = segment_sum(group.reserved * (~at & ~above), parent, count)

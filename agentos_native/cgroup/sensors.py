@@ -172,5 +172,3 @@ def read_tasks(path: str) -> int | None:
     except OSError:
         return None
     return int(text) if text else None
-
-

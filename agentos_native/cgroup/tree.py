@@ -93,17 +93,27 @@ class Tree:
                 offered = set(files.read_text(fd, "cgroup.controllers").split())
                 enabled = set(files.read_text(fd, "cgroup.subtree_control").split())
                 for name in WANTED:
-                    if name not in offered or name in enabled:
-                        continue
-                    try:
-                        files.write_text(fd, "cgroup.subtree_control", f"+{name}")
-                        enabled.add(name)
-                    except OSError as error:
-                        where = f"{path}/cgroup.subtree_control"
-                        self.refused[name] = str(files.refusal("write", where, error, f"+{name}"))
+                    if name in offered and name not in enabled:
+                        try:
+                            self._enable_one(fd, name)
+                            enabled.add(name)
+                        except OSError as error:
+                            where = f"{path}/cgroup.subtree_control"
+                            self.refused[name] = str(files.refusal("write", where, error, f"+{name}"))
                 return enabled
         except OSError as error:
             raise files.refusal("open", path, error) from error
+
+    @staticmethod
+    def _enable_one(fd: int, name: str) -> None:
+        """Hand one controller down, not from a group that holds processes.
+
+        The kernel refuses that with EBUSY for memory and io only; for cpu and pids it would turn the group into the
+        root of a threaded subtree, in which no process can be started (admin-guide/cgroup-v2.rst, "Threads").
+        """
+        if files.read_optional(fd, "cgroup.type") is not None and files.read_text(fd, "cgroup.procs"):
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        files.write_text(fd, "cgroup.subtree_control", f"+{name}")
 
     @staticmethod
     def _make(path: str) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 
 from agentos_native import alloc
 from agentos_native.alloc import Warm, demand
+from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, sensors
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
@@ -238,11 +239,14 @@ class Ticker:
     def _update(self, measured: Measured) -> None:
         """Carry demand and capacity on by what was measured since the last tick."""
         slots = self._slots.plan().slots
-        smoothed = demand.smooth(self._demand[slots], self._wanted(measured), measured.window)
+        wanted = self._wanted(measured)
+        smoothed = demand.smooth(self._demand[slots], wanted, measured.window)
+        hungry = self._entitled[slots] < self._demand[slots] - HUNGRY
+        due = np.where(hungry, self._entitled[slots], np.minimum(self._entitled[slots], wanted))
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
-        self._trims.measured(slots, measured, self._entitled[slots], steady)
+        self._trims.measured(slots, measured, due, steady)
         self._capacity += part * (measured.capacity - self._capacity)
 
     def _wanted(self, measured: Measured) -> Floats:

@@ -26,7 +26,7 @@ class TrimState:
     def __init__(self, slots: int, cpus: float) -> None:
         self._cpus = cpus
         self._used: Floats = np.zeros(slots)
-        self._entitled: Floats = np.zeros(slots)
+        self._due: Floats = np.zeros(slots)
         self._agent: Floats = np.ones(slots)
         self._unknown = np.ones(slots, dtype=bool)  # not measured yet
         self._groups: dict[str, tuple[float, Floats]] = {}  # tenant's name -> its factor, its tiers' factors
@@ -35,7 +35,7 @@ class TrimState:
 
     def grow(self, more: int) -> None:
         self._used = np.append(self._used, np.zeros(more))
-        self._entitled = np.append(self._entitled, np.zeros(more))
+        self._due = np.append(self._due, np.zeros(more))
         self._agent = np.append(self._agent, np.ones(more))
         self._unknown = np.append(self._unknown, np.ones(more, dtype=bool))
 
@@ -44,13 +44,13 @@ class TrimState:
         self._agent[slot] = 1.0
         self._unknown[slot] = True
 
-    def measured(self, slots: Indices, measured: Measured, entitled: Floats, steady: bool) -> None:
-        """Take in what `slots` used in a tick and what they were entitled to.
+    def measured(self, slots: Indices, measured: Measured, due: Floats, steady: bool) -> None:
+        """Take in what `slots` used in a tick and what they were due: entitled to, and wanting.
 
         While the machine is not `steady`, nothing is concluded from it.
         """
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
-        for kept, latest in ((self._used, measured.used), (self._entitled, entitled)):
+        for kept, latest in ((self._used, measured.used), (self._due, due)):
             kept[slots] = np.where(self._unknown[slots], latest, kept[slots] + part * (latest - kept[slots]))
         self._unknown[slots] = measured.new
         self._steady = steady
@@ -67,7 +67,7 @@ class TrimState:
         )
         elapsed, self._last = now - (self._last if self._last is not None else now), now
         if self._steady and not self._unknown[plan.slots].any():
-            seen = trim.Experience(self._used[plan.slots], self._entitled[plan.slots])
+            seen = trim.Experience(self._used[plan.slots], self._due[plan.slots])
             trims = trim.step(trims, problem, solution, seen, self._cpus, elapsed)
             self._agent[plan.slots] = trims.agent
         factors = zip(plan.tenants, trims.tenant.tolist(), trims.group, strict=True)

@@ -30,6 +30,7 @@ class Load:
         self.ticker = Ticker(self.tree, CPUS)
         self.period = period
         self.writes = 0
+        self._count = 0
         self._groups: dict[str, AgentGroup] = {}
         self._processes: dict[str, list[subprocess.Popen[bytes]]] = {}
 
@@ -56,7 +57,8 @@ class Load:
         command: tuple[str, ...] = BUSY,
     ) -> AgentGroup:
         """An agent that computes without end in `threads` processes (or runs `command` in each)."""
-        ref = GroupRef(tenant, tier, f"{len(self._groups):012x}")
+        self._count += 1
+        ref = GroupRef(tenant, tier, f"{self._count:012x}")
         settings = GroupSettings(cpu_weight=weight, cpu_max_millis=limit, cpu_min_millis=request)
         group = self._groups[name] = self.tree.create(ref, settings)
         self._processes[name] = [start(group, command) for _ in range(threads)]

@@ -40,7 +40,9 @@ def test_a_reservation_holds_against_heavy_hogs() -> None:
         rows = assert_shares(load, lambda c: {"reserved": 0.5, "hog0": (c - 0.5) / 4})
         assert rows["reserved"].bound == "request"
         assert rows["reserved"].measured >= 0.5 - TOLERANCE
-        assert all(rows[f"hog{index}"].kernel_weight == 500 for index in range(4))
+        lifted = rows["reserved"].kernel_weight
+        assert lifted is not None
+        assert lifted > 500  # by its own weight it would have a fortieth
 
 
 def test_limits_bind_and_the_rest_goes_to_others() -> None:
@@ -96,4 +98,4 @@ def test_a_load_that_changes_is_followed() -> None:
         assert_shares(load, lambda c: {"habits": c / 2, "cameras": 0.3, "guest": c / 4})
         load.writes = 0
         load.run(6.0)
-        assert load.writes <= 18  # of 30 possible: a steady load is left alone for the most part
+        assert load.writes <= 30  # of 60 possible: a steady load is left alone for the most part
