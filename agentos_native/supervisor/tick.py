@@ -246,7 +246,7 @@ class Ticker:
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
-        self._trims.measured(slots, measured, due, steady)
+        self._trims.measured(self._slots.plan(), measured, due, steady)
         self._capacity += part * (measured.capacity - self._capacity)
 
     def _wanted(self, measured: Measured) -> Floats:

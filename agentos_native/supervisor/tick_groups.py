@@ -1,8 +1,6 @@
-"""The weights of the groups above agents: tenants and their tiers. They are few, so Python loops over them."""
+"""The weights of the groups above agents: tenants and their tiers, as slots of kept files like the agents'."""
 
 from __future__ import annotations
-
-import os
 
 import numpy as np
 
@@ -27,7 +25,7 @@ def differs(wanted: Indices, held: Indices, plain: Indices) -> Truths:
 
 
 class GroupFiles:
-    """``cpu.weight`` and ``cpu.idle`` of every tenant's and tier's group that has agents, by path."""
+    """``cpu.weight`` and ``cpu.idle`` of every tenant's and tier's group that has agents."""
 
     def __init__(self, tree: Tree) -> None:
         self._tree = tree
@@ -35,6 +33,10 @@ class GroupFiles:
         self._idle = WeightFiles(_ROOM, "cpu.idle")
         self._slots: dict[str, int] = {}
         self._free = list(range(_ROOM - 1, -1, -1))
+        self._plan: Plan | None = None
+        self._tenants: Indices = np.zeros(0, dtype=np.int64)  # those with agents: index, and slot
+        self._tenant_slots: Indices = np.zeros(0, dtype=np.int64)
+        self._group_slots: Indices = np.zeros(0, dtype=np.int64)
 
     def _slot(self, path: str) -> int:
         slot = self._slots.get(path)
@@ -55,41 +57,43 @@ class GroupFiles:
         self._idle.close(slot)
         self._free.append(slot)
 
+    def _follow(self, plan: Plan) -> None:
+        """Open the files of groups that are new, close those of groups that nobody is in any more."""
+        self._plan = plan
+        self._tenants = np.unique(plan.present // TIERS)
+        names = [plan.tenants[index].name for index in self._tenants.tolist()]
+        tenant_paths = [self._tree.tenant_path(name) for name in names]
+        group_paths = [
+            self._tree.tier_path(plan.tenants[group // TIERS].name, PRIORITIES[group % TIERS])
+            for group in plan.present.tolist()
+        ]
+        for path in self._slots.keys() - {*tenant_paths, *group_paths}:
+            self._drop(path)
+        self._tenant_slots = np.array([self._slot(path) for path in tenant_paths], dtype=np.int64)
+        self._group_slots = np.array([self._slot(path) for path in group_paths], dtype=np.int64)
+
     def write(self, plan: Plan, weights: Weights) -> tuple[int, int]:
         """Write what differs; returns how many were written and how many the kernel refused."""
-        wanted: dict[str, tuple[int, int, int]] = {}
-        for group in plan.present.tolist():
-            tenant, tier = divmod(group, TIERS)
-            name, plain = plan.tenants[tenant].name, plan.tenants[tenant].weight
-            wanted[self._tree.tenant_path(name)] = (
-                int(weights.tenant[tenant]),
-                int(weights.tenant_idle[tenant]),
-                plain,
-            )
-            wanted[self._tree.tier_path(name, PRIORITIES[tier])] = (
-                int(weights.group[tenant, tier]),
-                int(weights.group_idle[tenant, tier]),
-                BASE,
-            )
-        for path in self._slots.keys() - wanted.keys():
-            self._drop(path)
-        results = [self._write_one(path, *values) for path, values in wanted.items()]
-        return sum(written for written, _ in results), sum(failed for _, failed in results)
+        if plan is not self._plan:
+            self._follow(plan)
+        own = np.array([plan.tenants[index].weight for index in self._tenants.tolist()], dtype=np.int64)
+        slots = np.concatenate([self._tenant_slots, self._group_slots])
+        weight = np.concatenate([weights.tenant[self._tenants], weights.group.ravel()[plan.present]])
+        idle = np.concatenate([weights.tenant_idle[self._tenants], weights.group_idle.ravel()[plan.present]])
+        plain = np.concatenate([own, np.full(len(self._group_slots), BASE)])
 
-    def _write_one(self, path: str, weight: int, idle: int, plain: int) -> tuple[int, int]:
-        slot = self._slot(path)
-        writes = failures = 0
-        if self._idle.written[slot] != idle:  # before the weight, which an idle group does not take (EINVAL)
-            done = bool(self._idle.write(np.array([slot]), np.array([idle]))[0])
-            writes, failures = int(done), int(not done)
-        if idle:
-            return writes, failures
-        if differs(np.array([weight]), self._weights.written[[slot]], np.array([plain]))[0]:
-            done = bool(self._weights.write(np.array([slot]), np.array([weight]))[0])
-            writes, failures = writes + int(done), failures + int(not done)
-            if not done and not os.path.isdir(path):  # removed with its last agent, and perhaps made anew
-                self._drop(path)
-        return writes, failures
+        turned = self._idle.written[slots] != idle  # first, since an idle group does not take a weight (EINVAL)
+        done = self._idle.write(slots[turned], idle[turned])
+        due = (idle == 0) & differs(weight, self._weights.written[slots], plain)
+        done = np.concatenate([done, self._weights.write(slots[due], weight[due])])
+        if not done.all():  # a group may have been removed and made anew at the same path: open it afresh next time
+            self._reopen()
+        return int(done.sum()), int((~done).sum())
+
+    def _reopen(self) -> None:
+        for path in list(self._slots):
+            self._drop(path)
+        self._plan = None
 
     def refresh(self) -> None:
         """Read every file again."""
@@ -98,6 +102,4 @@ class GroupFiles:
             self._idle.refresh(slot)
 
     def close(self) -> None:
-        self._weights.close_all()
-        self._idle.close_all()
-        self._slots.clear()
+        self._reopen()

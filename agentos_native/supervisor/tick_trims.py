@@ -7,9 +7,9 @@ from typing import Final
 import numpy as np
 
 from agentos_native.alloc import TIERS, Problem, Solution, Trims, trim
-from agentos_native.alloc.waterfill import Floats, Indices
+from agentos_native.alloc.waterfill import Floats
 from agentos_native.supervisor.tick_meter import Measured
-from agentos_native.supervisor.tick_slots import Slots
+from agentos_native.supervisor.tick_slots import Plan, Slots
 
 SMOOTHING: Final = 4.0
 """Seconds over which use is averaged before it is compared with what was promised."""
@@ -32,6 +32,7 @@ class TrimState:
         self._groups: dict[str, tuple[float, Floats]] = {}  # tenant's name -> its factor, its tiers' factors
         self._steady = False
         self._last: float | None = None
+        self._plan: Plan | None = None
 
     def grow(self, more: int) -> None:
         self._used = np.append(self._used, np.zeros(more))
@@ -44,15 +45,18 @@ class TrimState:
         self._agent[slot] = 1.0
         self._unknown[slot] = True
 
-    def measured(self, slots: Indices, measured: Measured, due: Floats, steady: bool) -> None:
-        """Take in what `slots` used in a tick and what they were due: entitled to, and wanting.
+    def measured(self, plan: Plan, measured: Measured, due: Floats, steady: bool) -> None:
+        """Take in what the agents of `plan` used in a tick and what they were due: entitled to, and wanting.
 
-        While the machine is not `steady`, nothing is concluded from it.
+        While the machine is not `steady`, nothing is concluded from it. When somebody has come or gone, averages begin
+        afresh with the next tick, the first in which everybody used what the new shares give.
         """
+        slots = plan.slots
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         for kept, latest in ((self._used, measured.used), (self._due, due)):
             kept[slots] = np.where(self._unknown[slots], latest, kept[slots] + part * (latest - kept[slots]))
-        self._unknown[slots] = measured.new
+        self._unknown[slots] = measured.new | (plan is not self._plan)
+        self._plan = plan
         self._steady = steady
 
     def step(self, slots: Slots, problem: Problem, solution: Solution, now: float) -> Trims:

@@ -7,12 +7,14 @@ finds there (tests/kernelmodel.py), and counts usage and stall as the real one d
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from agentos_native.alloc import use_numpy
 from agentos_native.cgroup import CgroupMount, GroupRef, Tree, sensors
 from agentos_native.supervisor import tick_meter
 from agentos_native.supervisor.tick import Ticker
@@ -353,3 +355,25 @@ def test_both_engines_read_and_write_alike(loop: Loop) -> None:
         sensors.use_python()
     for name, row in plain.items():
         assert compiled[name].measured == pytest.approx(row.measured, abs=0.01 * CPUS)
+
+
+def test_the_compiled_engine_is_loaded_in_the_background(loop: Loop) -> None:
+    """From a number of agents on; ticks go on meanwhile, and say who computes."""
+    loop.ticker._compile_from = 3
+    try:
+        loop.agent("first")
+        loop.agent("second")
+        loop.run(1)
+        assert loop.ticker.__dict__["_loader"] is None
+        loop.agent("third")
+        loop.run(1)
+        loader: threading.Thread | None = loop.ticker.__dict__["_loader"]
+        assert loader is not None
+        loader.join(120)
+        loop.kernel.step(1.0)
+        assert loop.ticker.tick(loop.kernel.now).engine == "numba"
+        loop.run(5)
+        assert_promises_kept(loop.rows(4))
+    finally:
+        sensors.use_python()
+        use_numpy()
