@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from agentos_native.cgroup import files
@@ -43,7 +43,7 @@ class GroupSettings:
         cpu_max_millis: hard limit in millicores; None: no limit.
         cpu_min_millis: reservation in millicores. No file holds it: the tick turns it into weights, so it needs
             the cpu controller.
-        cpu_idle: SCHED_IDLE for the whole group.
+        cpu_idle: SCHED_IDLE for the whole group; None leaves it alone (the tick owns it above agents).
         memory_max, memory_high, memory_low: bytes.
         io_weight: 1..10000 (``io.weight`` where the kernel has iocost, else ``io.bfq.weight``).
     """
@@ -51,7 +51,7 @@ class GroupSettings:
     cpu_weight: int | None = None
     cpu_max_millis: int | None = None
     cpu_min_millis: int = 0
-    cpu_idle: bool = False
+    cpu_idle: bool | None = None
     memory_max: int | None = None
     memory_high: int | None = None
     memory_low: int | None = None
@@ -63,12 +63,21 @@ class GroupSettings:
 def unenforceable(settings: GroupSettings, controllers: Collection[str]) -> set[str]:
     """Which of cpu, memory, pids, io `settings` needs and `controllers` lacks. A mere weight is a wish, not a need."""
     needs = {
-        "cpu": settings.cpu_max_millis is not None or settings.cpu_min_millis > 0 or settings.cpu_idle,
+        "cpu": settings.cpu_max_millis is not None or settings.cpu_min_millis > 0 or settings.cpu_idle is True,
         "memory": any(value is not None for value in (settings.memory_max, settings.memory_high, settings.memory_low)),
         "pids": settings.pids_max is not None,
         "io": settings.io_weight is not None or bool(settings.io_max),
     }
     return {controller for controller, needed in needs.items() if needed and controller not in controllers}
+
+
+def whole_disk(device: str) -> str:
+    """The disk of the partition ``major:minor``, since io.max takes no partitions; other devices are themselves."""
+    entry = f"/sys/dev/block/{device}"
+    if not os.path.exists(f"{entry}/partition"):
+        return device
+    with open(f"{os.path.dirname(os.path.realpath(entry))}/dev", encoding="ascii") as file:
+        return file.read().strip()
 
 
 def cpu_max(millis: int | None) -> str:
@@ -126,7 +135,7 @@ def writes(settings: GroupSettings, *, reset: bool) -> Iterator[Write]:
     Args:
         reset: also write the defaults of what is not set (for the update of an existing group).
     """
-    if reset or settings.cpu_idle:
+    if settings.cpu_idle is not None:
         yield Write("cpu", "cpu.idle", str(int(settings.cpu_idle)))
     if settings.cpu_weight is not None and not settings.cpu_idle:  # EINVAL in an idle group
         yield Write("cpu", "cpu.weight", str(min(max(settings.cpu_weight, WEIGHT_MIN), WEIGHT_MAX)))
@@ -144,7 +153,7 @@ def writes(settings: GroupSettings, *, reset: bool) -> Iterator[Write]:
     if settings.io_weight is not None:
         yield Write("io", "io.weight", str(settings.io_weight), _same_weight, otherwise="io.bfq.weight")
     for limit in settings.io_max:
-        yield Write("io", "io.max", limit.render(), _same_io_max)
+        yield Write("io", "io.max", replace(limit, device=whole_disk(limit.device)).render(), _same_io_max)
 
 
 def _write_one(dir_fd: int, path: str, write: Write) -> str:
@@ -203,7 +212,7 @@ def apply(
     """
     require(settings, controllers, allow, path)
     if reset and "io" in controllers:
-        _lift_io_limits(dir_fd, path, {limit.device for limit in settings.io_max})
+        _lift_io_limits(dir_fd, path, {whole_disk(limit.device) for limit in settings.io_max})
     for write in writes(settings, reset=reset):
         if write.controller not in controllers:
             continue

@@ -21,7 +21,9 @@ def differs(wanted: Indices, held: Indices, plain: Indices) -> Truths:
 
     A weight that is nothing but its owner's own (`plain`) does not wander with the load, so it is written exactly.
     """
-    return (wanted > held * RISE) | (wanted < held * FALL) | (held == UNKNOWN) | ((wanted == plain) & (wanted != held))
+    due: Truths = (wanted > held * RISE) | (wanted < held * FALL) | (held == UNKNOWN)
+    due |= (wanted == plain) & (wanted != held)
+    return due
 
 
 class GroupFiles:

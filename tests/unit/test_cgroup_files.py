@@ -174,6 +174,14 @@ class TestSettings:
         assert "'9'" in failure.value.what
         assert failure.value.hint
 
+    def test_limits_of_a_partition_go_to_its_disk(self) -> None:
+        assert group_settings.whole_disk("4095:7") == "4095:7"
+        for name in os.listdir("/sys/class/block"):
+            folder = Path("/sys/class/block", name).resolve()
+            device = (folder / "dev").read_text().strip()
+            disk = folder.parent if (folder / "partition").exists() else folder
+            assert group_settings.whole_disk(device) == (disk / "dev").read_text().strip()
+
     def test_io_max(self) -> None:
         assert IoMax("8:16", rbps=5, wiops=2).render() == "8:16 rbps=5 wbps=max riops=max wiops=2"
 
