@@ -1,8 +1,8 @@
 """Named points at which tests kill or fail this very process, to prove that the next start cleans up.
 
 ``AGENTOS_FAULT=name`` ends the process by SIGKILL the first time it passes the point; ``AGENTOS_FAULT=name:error``
-raises `InjectedFault` there instead. Without the variable a point costs one comparison. `POINTS` is the inventory that the crash
-tests walk through; a point that is not listed is an error, so that no stage escapes the tests.
+raises `InjectedFault` there instead. Without the variable a point costs one comparison. `POINTS` is the inventory that
+the crash tests walk through; a point that is not listed is an error, so that no stage escapes the tests.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 One message is one packet: MessagePack, tagged arrays (msgspec). The order is the protocol:
 
-    launcher   → `Live`* `Exited`* `Ready`              after every (re)connection, one `Live` per unit that still runs
+    launcher   → `Live`* `Exited`* `Ready`              after every (re)connection, a `Live` per unit that runs
     supervisor → `MakeUserns`                           launcher → `Userns` [userns fd]
-    supervisor → `Clone` [fds of the plan's fd table]   launcher → `Cloned` [pidfd], then `Running` [pty master?] or `Failed`
+    supervisor → `Clone` [fds of the plan's fd table]   launcher → `Cloned` [pidfd], then
+                                                        `Running` [pty master?] or `Failed`
     launcher   → `Exited`  (kept until)                 supervisor → `Acknowledge`
     supervisor → `Shutdown`                             the launcher exits; units that still run stay behind
 
-A *unit* is one process tree that the launcher cloned: the main program of an agent (``<agent-id>``) or a further process in it
-(``<agent-id>/exec-<n>``). To the launcher the name is opaque.
+A *unit* is one process tree that the launcher cloned: the main program of an agent (``<agent-id>``) or a further
+process in it (``<agent-id>/exec-<n>``). To the launcher the name is opaque.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
 
 
-class MakeUserns(_Message):
+class MakeUserns(_Message, frozen=True):
     """Make a user namespace that maps inner ids 0..size-1 to `base`.. (uids and gids alike)."""
 
     seq: int
@@ -46,14 +47,14 @@ class MakeUserns(_Message):
     size: int
 
 
-class Userns(_Message):
+class Userns(_Message, frozen=True):
     """[userns fd]; on failure no fd and `failure` set."""
 
     seq: int
     failure: Failure | None = None
 
 
-class Clone(_Message):
+class Clone(_Message, frozen=True):
     """Clone one unit and run `program` in it.
 
     Args:
@@ -75,7 +76,7 @@ class Clone(_Message):
     deadline: float = 30.0
 
 
-class Cloned(_Message):
+class Cloned(_Message, frozen=True):
     """[pidfd] The child exists (in its cgroup); `pid` is for display only."""
 
     seq: int
@@ -83,14 +84,14 @@ class Cloned(_Message):
     pid: int
 
 
-class Running(_Message):
+class Running(_Message, frozen=True):
     """The child has executed its program. [pty master] when the plan asked for a terminal."""
 
     seq: int
     unit: str
 
 
-class Failed(_Message):
+class Failed(_Message, frozen=True):
     """The child never reached exec and is already reaped: no `Exited` follows for it."""
 
     seq: int
@@ -98,8 +99,8 @@ class Failed(_Message):
     failure: Failure
 
 
-class Exited(_Message):
-    """A unit's first process ended. `code` is CLD_EXITED, CLD_KILLED or CLD_DUMPED, `status` as in siginfo_t (waitid(2))."""
+class Exited(_Message, frozen=True):
+    """A unit's first process ended. `code` is CLD_EXITED, CLD_KILLED or CLD_DUMPED, `status` as in waitid(2)."""
 
     exit_id: int
     unit: str
@@ -112,13 +113,13 @@ class Exited(_Message):
     ended_at: float
 
 
-class Acknowledge(_Message):
+class Acknowledge(_Message, frozen=True):
     """`exit_id` is in the registry; the launcher may forget it."""
 
     exit_id: int
 
 
-class Live(_Message):
+class Live(_Message, frozen=True):
     """[pidfd] Replayed after a reconnection: this unit runs (`executed`) or is still on its way to exec."""
 
     unit: str
@@ -126,13 +127,13 @@ class Live(_Message):
     executed: bool
 
 
-class Ready(_Message):
+class Ready(_Message, frozen=True):
     """The replay is complete. `restarts`: how often this launcher has started a supervisor before."""
 
     restarts: int
 
 
-class Shutdown(_Message):
+class Shutdown(_Message, frozen=True):
     """The launcher exits with `status` as soon as the socket is drained."""
 
     status: int = 0
@@ -153,9 +154,11 @@ def encode(message: ToLauncher | ToSupervisor) -> bytes:
 
 def decode_request(packet: bytes | memoryview) -> ToLauncher:
     """Launcher's side. Raises `msgspec.DecodeError` on anything else."""
-    return _to_launcher.decode(packet)
+    message: ToLauncher = _to_launcher.decode(packet)
+    return message
 
 
 def decode_reply(packet: bytes) -> ToSupervisor:
     """Supervisor's side. Raises `msgspec.DecodeError` on anything else."""
-    return _to_supervisor.decode(packet)
+    message: ToSupervisor = _to_supervisor.decode(packet)
+    return message

@@ -13,7 +13,7 @@ from agentos_native.spec.model import AgentSpec, TenantSpec
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools" / "lib"))
 
-from demo import measure, phases  # type: ignore[import-not-found]  # noqa: E402
+from demo import measure, phases  # type: ignore  # noqa: E402
 
 
 def entitled(policies: list[str], demand: dict[str, float], capacity: float) -> dict[str, float]:
