@@ -1,12 +1,11 @@
 """One start, stage by stage; each stage leaves its undo on a stack, so that a failed start takes all back.
 
-    user namespace ─ image (files, overlay, volumes) ┐
-                     cgroup (group, leaf)            ├─ output pipes ─ program ─ launcher: clone … exec
-                     network (netns, veth, rules)    ┘
+    user namespace ─ cgroup (group, leaf), image (files, overlay, volumes) ┐
+                     network (netns, veth, rules)                          ┴─ output pipes ─ launcher: clone … exec
 
-The three in the middle run side by side in worker threads; what they give is file descriptors only. The packet to the
-launcher duplicates them (SCM_RIGHTS), so this process closes its own when the start is over. A failure after the
-packet has gone is undone by killing the cgroup.
+The two rows in the middle run side by side in worker threads (a third thread would cost more in handing over than it
+could win); what they give is file descriptors only. The packet to the launcher duplicates them (SCM_RIGHTS), so this
+process closes its own when the start is over. A failure after the packet has gone is undone by killing the cgroup.
 """
 
 from __future__ import annotations
@@ -37,10 +36,11 @@ _ANSWER_WITHIN = 10.0
 
 
 class Rootfs(NamedTuple):
-    """What the image stage gives: mount fds, and what of the program depends on the image."""
+    """What the file systems' stage gives: mount fds, the cgroup's leaf, what of the program depends on the image."""
 
     image: Image
     mount_fd: int
+    leaf: int
     user: program.User
     volumes: list[int]
 
@@ -95,7 +95,8 @@ class Start:
     async def _stages(self) -> Run:
         userns = self._own(await self._host.userns.take(self._agent.record.slot))
         self._passed("userns.made", "userns")
-        rootfs, group, netns = await _all(self._rootfs(userns), self._group(), self._network())
+        workers = self._host.workers
+        (group, rootfs), netns = await _all(workers.call(self._files, userns), workers.call(self._network))
         log, output = self._open_output(rootfs.user)
         self._passed("logs.opened", "logs")
         handles = program.Handles(
@@ -103,7 +104,7 @@ class Start:
             netns=netns,
             userns=userns,
             init=self._host.init_fd,
-            leaf=self._own(group.leaf("main")),
+            leaf=rootfs.leaf,
             stdio=tuple(self._pipes.agent),
             volumes=tuple(rootfs.volumes),
         )
@@ -144,13 +145,24 @@ class Start:
     async def _forget(self, unit: str) -> None:
         self._host.units.forget(unit)
 
-    async def _rootfs(self, userns: int) -> Rootfs:
-        rootfs = await self._host.workers.call(self._mount_rootfs, userns)
+    def _files(self, userns: int) -> tuple[Group, Rootfs]:
+        """In a worker thread: the cgroup and the image, both of which are work on file systems."""
+        group = self._group()
+        leaf = self._own(group.leaf("main"))
+        rootfs = self._rootfs(userns, leaf)
         self._passed("rootfs.mounted", "rootfs")
-        return rootfs
+        return group, rootfs
 
-    def _mount_rootfs(self, userns: int) -> Rootfs:
-        """In a worker thread. What it writes is in the agent's directory, and removed with that."""
+    def _group(self) -> Group:
+        settings = resources.group_settings(self._spec, self._host.options.state_dir)
+        ref = resources.group_ref(self._agent.id, self._spec)
+        group = self._host.groups.create(ref, settings, self._spec.allow_unenforced)
+        self._undo.push("cgroup", partial(self._host.workers.call, empty_and_remove, group))
+        self._passed("cgroup.made", "cgroup")
+        return group
+
+    def _rootfs(self, userns: int, leaf: int) -> Rootfs:
+        """What it writes is in the agent's directory, and removed with that."""
         host, record = self._host, self._agent.record
         image = host.image(record.image_digest)
         wire = host.addresses(host.block, record.slot) if self._spec.network != "none" else None
@@ -160,20 +172,12 @@ class Start:
         mount_fd = self._own(host.images.mount(image, Path(self._dir), userns, self._spec.read_only))
         volumes = [self._own(host.volume(v.source, userns, v.read_only)) for v in self._spec.volumes]
         user = program.User(*host.user(image, self._spec.user or image.config.user or None))
-        return Rootfs(image, mount_fd, user, volumes)
+        return Rootfs(image, mount_fd, leaf, user, volumes)
 
-    async def _group(self) -> Group:
-        settings = resources.group_settings(self._spec, self._host.options.state_dir)
-        ref = resources.group_ref(self._agent.id, self._spec)
-        workers = self._host.workers
-        group = await workers.call(self._host.groups.create, ref, settings, self._spec.allow_unenforced)
-        self._undo.push("cgroup", partial(workers.call, empty_and_remove, group))
-        self._passed("cgroup.made", "cgroup")
-        return group
-
-    async def _network(self) -> int:
+    def _network(self) -> int:
+        """In a worker thread. Gives the namespace's fd."""
         host, record = self._host, self._agent.record
-        attached = await host.workers.call(host.network.create, record.slot, record.id, self._spec.network)
+        attached = host.network.create(record.slot, record.id, self._spec.network)
         self._own(attached.netns_fd)
         self._undo.push("network", partial(host.workers.call, host.network.destroy, record.slot))
         self._passed("network.made", "network")
