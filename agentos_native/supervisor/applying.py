@@ -2,8 +2,9 @@
 
 An agent is known by (tenant, name); `replicas` of it are agents of their own, named ``<name>-0`` …. What the kernel can
 change under a running agent (weight, limits and reservations, restart and stop policy) is changed in place; anything
-else needs a new sandbox, so the agent is removed and made again, its files with it. One document's failure does not
-keep the others from being applied: the first error is raised after all have been tried.
+else needs a new sandbox, so the agent is removed and made again, its files with it. All documents are checked together
+before the first is applied, so one that cannot be admitted leaves everything as it was. An agent that fails to start
+all the same does not keep the others from being applied: the first such error is raised after all have been tried.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Applier:
             dry_run: only say what would be done; checks everything that can be checked without doing it.
         """
         async with self._lock:
+            self._check(documents)
             results = []
             for document in documents:
                 if isinstance(document, TenantSpec):
@@ -69,6 +71,24 @@ class Applier:
                 raise outcome
             results.append(outcome)
         return results
+
+    def _check(self, documents: Sequence[Document]) -> None:
+        """Raise for the first document that this node, as it will be with the others applied, could not take."""
+        host = self._host
+        singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
+        replaced = {(single.tenant, single.name) for single in singles}
+        beside = [spec for spec in self._lifecycle.promised_specs() if (spec.tenant, spec.name) not in replaced]
+        tenants = dict(host.tenants)
+        for tenant in documents:
+            if isinstance(tenant, TenantSpec):
+                admission.admit_tenant(tenant, beside, tenants, host.capacity)
+                tenants[tenant.name] = tenant
+        for single in singles:
+            host.images.get(single.image)
+            settings = resources.group_settings(single, host.options.state_dir)
+            resources.check_enforceable(single, settings, host.controllers)
+            admission.admit(single, beside, tenants, host.capacity)
+            beside.append(single)
 
     async def delete(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
         """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent."""

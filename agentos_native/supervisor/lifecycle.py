@@ -51,10 +51,11 @@ class Lifecycle:
         host = self.host
         settings = resources.group_settings(spec, host.options.state_dir)
         missing = resources.check_enforceable(spec, settings, host.controllers)
-        admission.admit(spec, self._promised_specs(), host.tenants, host.capacity)
+        admission.admit(spec, self.promised_specs(), host.tenants, host.capacity)
         return missing
 
-    def _promised_specs(self, without: Agent | None = None) -> list[AgentSpec]:
+    def promised_specs(self, without: Agent | None = None) -> list[AgentSpec]:
+        """What is reserved for agents that run or wait for their next restart."""
         return [
             agent.record.spec
             for agent in self.host.agents
@@ -170,7 +171,7 @@ class Lifecycle:
             self._check_startable(agent)
             self.runner.cancel_restart(agent)
             admission.admit(
-                agent.record.spec, self._promised_specs(without=agent), self.host.tenants, self.host.capacity
+                agent.record.spec, self.promised_specs(without=agent), self.host.tenants, self.host.capacity
             )
             agent.record.wanted = True
             agent.record.restarts = agent.record.backoff_count = 0

@@ -282,6 +282,27 @@ def test_many_at_once(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_documents_that_do_not_fit_together_change_nothing(tmp_path: Path) -> None:
+    half = Resources(requests=Requests(cpu=1200))
+
+    async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        applier = Applier(lifecycle)
+        tenant = TenantSpec(name="home", weight=200)
+        for documents, code in (
+            ((tenant, spec("a", tenant="home"), AgentSpec(name="b", tenant="home", image="nope")), "image-not-found"),
+            ((tenant, spec("a", resources=half), spec("b", resources=half)), "reservation-too-large"),
+            ((tenant, spec("a"), spec("b", resources=Resources(io_weight=50))), "unenforceable"),
+        ):
+            with pytest.raises(AgentosError) as caught:
+                await applier.apply(documents, dry_run=False)
+            assert caught.value.code == code
+            assert not lifecycle.host.tenants
+            assert len(lifecycle.host.agents) == 0
+            assert not world.done
+
+    play(tmp_path, story)
+
+
 def test_documents(tmp_path: Path) -> None:
     async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         applier = Applier(lifecycle)
@@ -306,11 +327,11 @@ def test_documents(tmp_path: Path) -> None:
         assert lifecycle.host.agents.find("home/w-0").record.pid != pid  # made anew
         with pytest.raises(AgentosError, match="tenant-full"):
             await apply(spec("w", tenant="home", replicas=4, env={"A": "1"}))
-        assert len(lifecycle.host.agents) == 3
+        assert len(lifecycle.host.agents) == 2  # the one that would have fitted was not made either
         with pytest.raises(AgentosError, match="tenant-in-use"):
             await applier.delete([tenant], dry_run=False)
         gone = await applier.delete([tenant, spec("w", tenant="home", replicas=4)], dry_run=False)
-        assert [result.action for result in gone] == ["deleted", "deleted", "deleted", "absent", "deleted"]
+        assert [result.action for result in gone] == ["deleted", "deleted", "absent", "absent", "deleted"]
         assert len(lifecycle.host.agents) == 0
 
     play(tmp_path, story)
