@@ -41,6 +41,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     several: dict[str, Any] = {"type": Path, "action": "append", "default": []}
     boot.add_argument("--disk", **several, metavar="FILE", help="attach a disk image; its changes are dropped")
     boot.add_argument("--share", **several, metavar="DIR", help="a copy of a directory, at /share/NAME")
+    boot.add_argument("--steady", action="store_true", help="under emulation, time is counted in instructions")
     boot.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable for the command")
     boot.add_argument("--out", type=Path, metavar="DIR", help="what the command leaves in /out comes back to DIR")
     args = parser.parse_args(argv)
@@ -98,7 +99,7 @@ def boot(args: argparse.Namespace, command: list[str]) -> int:
             disks.append((serial, Path(folder, f"{serial}.img")))
             directory_disk(path.resolve(), disks[-1][1])
         disks += [(f"disk{number}", path.resolve()) for number, path in enumerate(args.disk)]
-        machine = qemu.Machine(found, args.memory, args.cpus, disks)
+        machine = qemu.Machine(found, args.memory, args.cpus, disks, args.steady)
         kvm = qemu.kvm_works(found)
         if not command:
             return interactive(machine, kvm=kvm)

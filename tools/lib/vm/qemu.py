@@ -27,12 +27,13 @@ TCG_ARGUMENTS = "clearcpuid=cx16 tsc=unstable clocksource=hpet no_timer_check"
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine to boot: sizes, and disks as (serial, file)."""
+    """A machine to boot: sizes, disks as (serial, file), and whether emulated time is to follow the instructions."""
 
     base: Base
     memory: str = "2G"
     cpus: int = 2
     disks: Sequence[tuple[str, Path]] = ()
+    steady: bool = False
 
 
 def emulator() -> str:
@@ -48,19 +49,22 @@ def version() -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else (0, 0)
 
 
-def tcg_arguments() -> list[str]:
+def tcg_arguments(*, steady: bool) -> list[str]:
     """The emulator's arguments; Nehalem is the least processor that NumPy's builds accept.
 
+    ``-icount``: time inside advances by instructions (8 ns each, as on a quiet machine), so what other programs
+    take of this processor does not show inside. It needs one thread, and boots more slowly.
     ``thread=single``: until 8.1 (commit deba78709a, "accel/tcg: Always lock pages before translation") one processor
     could run code that another was just patching, and Linux patches itself whenever it flips a static branch.
     """
-    threads = "multi" if version() >= (8, 1) else "single"
-    return ["-accel", f"tcg,thread={threads},tb-size=512", "-cpu", "Nehalem"]
+    threads = "multi" if version() >= (8, 1) and not steady else "single"
+    icount = ["-icount", "shift=3,sleep=on"] if steady else []
+    return ["-accel", f"tcg,thread={threads},tb-size=512", *icount, "-cpu", "Nehalem"]
 
 
 def command_line(machine: Machine, *, kvm: bool, console: Sequence[str], ports: dict[str, int]) -> list[str]:
     """The emulator's argument list; ``ports`` maps the virtio-serial ports' names to connected sockets it inherits."""
-    accel = ["-accel", "kvm", "-cpu", "host"] if kvm else tcg_arguments()
+    accel = ["-accel", "kvm", "-cpu", "host"] if kvm else tcg_arguments(steady=machine.steady)
     append = KERNEL_ARGUMENTS if kvm else f"{KERNEL_ARGUMENTS} {TCG_ARGUMENTS}"
     argv = [
         "setpriv", "--pdeathsig", "KILL", "--",  # however this process ends, no emulator is left behind
@@ -87,7 +91,7 @@ def kvm_works(base: Base) -> bool:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return False
     uname = os.uname()
-    answer = cache_dir() / f"kvm-{digest(str(version()), uname.release, uname.version, base.path.name)}"
+    answer = cache_dir() / f"kvm-{digest(str(version()), uname.release, uname.version)}"
     if not answer.exists():
         say("trying whether KVM works here")
         answer.write_text("yes" if _boots_under_kvm(base) else "no", encoding="utf-8")
