@@ -32,8 +32,9 @@ from agentos_native.supervisor.tick_rows import AllocationRow, build, explain
 from agentos_native.supervisor.tick_slots import Agent, Slots, Tenant
 from agentos_native.supervisor.tick_trims import TrimState
 
-COMPILE_FROM: Final = 200
-"""Agents from which the compiled engine is worth its memory (over 100 MB); NumPy and Python serve fewer well."""
+COMPILE_FROM: Final = 600
+"""Agents from which the compiled engine is worth its memory (over 100 MB, a fifth of a MB for each of 500 agents); NumPy
+and Python serve fewer well."""
 REFRESH: Final = 60.0
 """Seconds in which every weight file is read again once: others may have written."""
 SMOOTHING: Final = 2.0
