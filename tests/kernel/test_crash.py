@@ -23,7 +23,7 @@ ENDING = frozenset({"stop.signalled", "release.network", "release.cgroup", "rele
 """Points that a start does not pass; the others, no stop does."""
 OF_START = sorted(set(POINTS) - ENDING)
 HEARD_OR_NOT = "launcher.executed"
-"""Here the start is over but for the news of it, which the supervisor may have read before it died with the launcher."""
+"""Here the start is over but for the news of it, which the supervisor may have read before it died, too."""
 OF_SUPERVISOR = {name for name, process in POINTS.items() if process == "supervisor"}
 
 
