@@ -67,7 +67,7 @@ class Place:
 
     def __post_init__(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.group = cgroup2_mount() / f"{self.node}-{os.getpid()}"
+        self.group = cgroup2_mount() / f"test-{self.node}"
         self.group.mkdir(exist_ok=True)
         self.client = Client(str(self.directory / "s.sock"), timeout=PATIENCE)
 
@@ -229,8 +229,8 @@ class Place:
 
 @contextlib.contextmanager
 def place(directory: Path, node: str) -> Iterator[Place]:
-    """A place with an image in its store, and no supervisor."""
-    made = Place(directory, node)
+    """A place with an image in its store, and no supervisor. The node's name is this process's own on the machine."""
+    made = Place(directory, f"{node[:7]}{os.getpid()}")
     try:
         launcher = made.start()
         made.import_image()

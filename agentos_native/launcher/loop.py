@@ -117,7 +117,8 @@ class Launcher:
         self._epoll.register(channel.socket.fileno(), select.EPOLLIN)
         for unit in self._by_pid.values():
             if unit.mapping is None and unit.exited is None:
-                self._send(launch.Live(unit.name, unit.pid, unit.executed), unit.pidfd)
+                fds = [fd for fd in (unit.pidfd, unit.terminal) if fd >= 0]
+                self._send(launch.Live(unit.name, unit.pid, unit.executed), *fds)
         for message in self._exits.values():
             self._send(message)
         self._send(launch.Ready(self._supervised.starts - 1))
@@ -264,10 +265,8 @@ class Launcher:
         unit.release()
         del self._by_slot[unit.slot]
         if unit.executed:
+            # The terminal's master is kept, too: without any the program would be hung up when a supervisor dies.
             self._send(launch.Running(unit.seq, unit.name), *([unit.terminal] if unit.terminal >= 0 else []))
-            if unit.terminal >= 0:
-                os.close(unit.terminal)
-                unit.terminal = -1
             faults.point("launcher.executed")
         self._finish(unit)
 

@@ -120,7 +120,7 @@ class Acknowledge(_Message, frozen=True):
 
 
 class Live(_Message, frozen=True):
-    """[pidfd] Replayed after a reconnection: this unit runs (`executed`) or is still on its way to exec."""
+    """[pidfd, pty master?] Replayed after a reconnection: this unit runs (`executed`) or is on its way to exec."""
 
     unit: str
     pid: int

@@ -90,6 +90,19 @@ def test_agents_live_on_and_are_adopted(ground: Place, launcher: int, crash: obj
     assert ground.client.agent(agent.id).reason == "stopped"
 
 
+def test_a_terminal_is_not_hung_up_by_the_death_of_a_supervisor(ground: Place, launcher: int) -> None:
+    agent = ground.run("talker", "sh", "-c", "while read -r word; do echo said $word; done", tty=True)
+    crash_supervisor(ground, launcher)
+    assert ground.client.agent(agent.id).pid == agent.pid
+    with contextlib.closing(ground.client.attach(agent.id, stdin=True)) as stream:
+        stream.send(api.CHANNEL_STDIN, b"hello\n")
+        said = b""
+        for frame in stream:
+            said += frame.data
+            if b"said hello" in said:
+                break
+
+
 def test_an_end_that_nobody_saw_is_kept_by_the_launcher(ground: Place, launcher: int) -> None:
     agent = ground.run("short", "sh", "-c", "sleep 0.2; exit 42")
     supervisor = ground.supervisor(launcher)
