@@ -23,6 +23,8 @@ STREAMS: Final[tuple[Stream, Stream]] = ("stdout", "stderr")
 MAX_LINE: Final = 16 * 1024
 """Bytes; a longer line is written in pieces marked ``partial`` (docker's limit as well)."""
 _NAME: Final = "output.jsonl"
+_WHOLE: Final = b',"partial":false}\n'
+_PARTIAL: Final = b',"partial":true}\n'
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(LogLine).decode
 
@@ -108,11 +110,15 @@ class LogWriter:
 
 
 def _pack(now: float, stream: Stream, line: bytes | bytearray, *, open_ended: bool) -> bytes:
-    pieces = [line[start : start + MAX_LINE] for start in range(0, len(line), MAX_LINE)] or [line]
+    """`LogLine` as JSON. Put together by hand but for the text, since a chatty agent makes 100 000 lines a second."""
+    head = b'{"ts":%b,"stream":"%b","log":' % (_encode(now), stream.encode())
+    if len(line) <= MAX_LINE:
+        return head + _encode(line.decode("utf-8", "replace")) + (_PARTIAL if open_ended else _WHOLE)
     packed = bytearray()
-    for number, piece in enumerate(pieces):
-        partial = open_ended or number < len(pieces) - 1
-        packed += _encode(LogLine(ts=now, stream=stream, log=piece.decode("utf-8", "replace"), partial=partial)) + b"\n"
+    for start in range(0, len(line), MAX_LINE):
+        partial = open_ended or start + MAX_LINE < len(line)
+        piece = line[start : start + MAX_LINE].decode("utf-8", "replace")
+        packed += head + _encode(piece) + (_PARTIAL if partial else _WHOLE)
     return bytes(packed)
 
 

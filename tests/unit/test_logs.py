@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentos_native.supervisor import logs, stdio
-from agentos_native.supervisor.drain import Drain
+from agentos_native.supervisor.drain import Drain, Pace
 from agentos_native.supervisor.logs import LogCursor, LogWriter, Stream
 from agentos_native.supervisor.streams import Listener
 
@@ -207,3 +209,30 @@ def test_a_slow_listener_makes_the_drain_wait_and_loses_nothing(tmp_path: Path) 
         assert most <= (1 << 18) + (1 << 16)
 
     run(work())
+
+
+def test_a_flood_gets_its_part_of_the_loop_and_no_more(tmp_path: Path) -> None:
+    async def work() -> None:
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        drain = Drain(LogWriter(str(tmp_path), 1 << 20, 2), [])
+        drain.add(reader, "stdout")
+        loop = asyncio.get_running_loop()
+
+        def more() -> None:
+            with contextlib.suppress(BlockingIOError):
+                os.write(writer, b"short line\n" * 5000)
+            if loop.time() < end:
+                loop.call_later(0.002, more)
+
+        end = loop.time() + 1.5
+        spent = time.thread_time()
+        more()
+        await asyncio.sleep(1.5)
+        assert time.thread_time() - spent < 0.6  # about a fifth for the drain, and something for the flood itself
+        os.close(writer)
+        drain.finish()
+        assert Pace.resting == 0
+
+    run(work())
+    assert read(tmp_path, tail=1)
