@@ -57,7 +57,7 @@ def stages() -> list[Stage]:
         [str(BIN / "lint-imports"), "--no-cache"],
         ["vagrant", "validate", "--ignore-provider"],
     ]
-    boot = ["tools/vm", "run", "--timeout", str(VM_SECONDS), "--memory", "3G"]
+    boot = ["tools/vm", "run", "--steady", "--timeout", str(VM_SECONDS), "--memory", "3G"]
     boot += ["--env", f"AGENTOS_TESTS_REQUIRED={REQUIRED}"]
     return [
         Stage("lint", 300, lint),
