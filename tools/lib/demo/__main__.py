@@ -69,6 +69,7 @@ def in_virtual_machine(image: Path, arguments: argparse.Namespace) -> int:
         command = [
             ROOT / "tools" / "vm",
             "run",
+            "--steady",
             "--timeout",
             str(VM_SECONDS),
             "--memory",
