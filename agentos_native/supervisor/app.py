@@ -115,7 +115,7 @@ class App:
         )
         stack.callback(network.close)
         capacity = admission.node_capacity()
-        self._shares = shares = Shares(Ticker(tree, capacity.cpu / 1000), settings.tick_period, network.ensure)
+        self._shares = shares = Shares(Ticker(tree, capacity.cpu / 1000), settings.tick_period, self._look_after_rules)
         agents = Agents()
         userns = UsernsPool(link.make_userns, block, agents.slots)
         stack.push_async_callback(userns.close)
@@ -146,6 +146,14 @@ class App:
         for spec in host.tenants.values():
             shares.set_tenant(spec)
         return host
+
+    def _look_after_rules(self) -> None:
+        """After each tick. Where agents may do without a network, that it cannot be had is no news."""
+        try:
+            self._network.ensure()
+        except AgentosError:
+            if self._options.settings.network == "required":
+                raise
 
     def _claim_block(self, registry: Registry, stack: contextlib.AsyncExitStack) -> int:
         known = registry.get("block")

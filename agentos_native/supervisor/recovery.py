@@ -205,7 +205,7 @@ class Recovery:
                 group = host.groups.get(ref)
                 self._try(lambda group=group: empty_and_remove(group))  # type: ignore[misc]
                 self.report.append(f"cgroup {ref.relative}: belonged to no running agent; removed")
-        for slot, agent_id in host.network.found().items():
+        for slot, agent_id in self._wires().items():
             agent = known.get(agent_id)
             if agent is None or agent.run is None or agent.record.slot != slot:
                 self._try(lambda slot=slot: host.network.destroy(slot))  # type: ignore[misc]
@@ -215,6 +215,13 @@ class Recovery:
                 self._try(lambda agent_id=agent_id: self._lifecycle.release_files(agent_id))  # type: ignore[misc]
                 self.report.append(f"directory of {agent_id}: belonged to no agent; removed")
         host.groups.remove_empty_tenants()
+
+    def _wires(self) -> dict[int, str]:
+        try:
+            return self._host.network.found()
+        except AgentosError as error:  # settings.network is "off", and there is no way to look
+            self.report.append(f"network devices were not looked for: {error.what}")
+            return {}
 
 
 def _always(agent: Agent) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -63,7 +64,8 @@ class NodeRoutes:
     async def check(self, _request: Request) -> msgspec.Raw:
         """In a process of its own: probing namespaces is nothing for a process with threads."""
         command = [sys.executable, "-m", "agentos_native.supervisor.check", "-o", "json"]
-        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        environment = {**os.environ, "AGENTOS_STATE_DIR": self._host.options.state_dir}
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=environment)
         output, _ = await process.communicate()
         if not output:
             raise AgentosError("internal", f"the check ended with status {process.returncode} and said nothing")

@@ -35,8 +35,7 @@ class Shares:
         self._chore = chore
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
-        self.failures = 0
-        """Ticks that raised; the next one is tried all the same."""
+        self._trouble = ""
 
     def start(self) -> None:
         """Begin to tick."""
@@ -60,9 +59,12 @@ class Shares:
         try:
             self._ticker.tick(time.monotonic())
             self._chore()
+            self._trouble = ""
         except (AgentosError, OSError, ValueError, ArithmeticError) as error:
-            self.failures += 1
-            _log.warning("a tick failed: %s", error)
+            # The next one is tried all the same; the same trouble is told once.
+            if str(error) != self._trouble:
+                _log.warning("a tick failed: %s", error)
+            self._trouble = str(error)
 
     def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None:
         """An agent runs."""
