@@ -21,7 +21,7 @@ from demo import measure
 
 TOLERANCE = 0.03
 """Of the machine: the largest difference between entitled and measured share, and the largest missed reservation."""
-SETTLE_TICKS = 10
+SETTLE_TICKS = 20
 RESTING = "home/assistant"
 
 Say = Callable[[str], None]
