@@ -103,8 +103,10 @@ def run_limited(command: Sequence[str], seconds: float) -> tuple[int, str]:
     def expire() -> None:
         expired.set()
         os.killpg(process.pid, signal.SIGTERM)
-        time.sleep(10)
-        os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
 
     timer = threading.Timer(seconds, expire)
     timer.daemon = True
