@@ -10,7 +10,7 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-from agentos_native.cgroup.sensors import BUFFER, GONE, NO_PRESSURE, OK
+from agentos_native.cgroup.counters import BUFFER, GONE, NO_PRESSURE, OK
 
 Bytes = NDArray[np.uint8]
 Integers = NDArray[np.int64]

@@ -16,10 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentos_native.cgroup import files
+from agentos_native.cgroup.counters import BUFFER, GONE, NO_PRESSURE, OK
 
-OK, GONE, NO_PRESSURE = 0, 1, 2
-"""Of a slot after a read: both files read; the group is gone; usage was read, but PSI is not there."""
-BUFFER: Final = 4096
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 Integers = NDArray[np.int64]

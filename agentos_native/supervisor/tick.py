@@ -23,7 +23,7 @@ from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, sensors
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
-from agentos_native.cgroup.sensors import GONE
+from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import PRIORITIES, Priority
 from agentos_native.supervisor.tick_groups import GroupFiles, differs
@@ -33,8 +33,8 @@ from agentos_native.supervisor.tick_slots import Agent, Slots, Tenant
 from agentos_native.supervisor.tick_trims import TrimState
 
 COMPILE_FROM: Final = 600
-"""Agents from which the compiled engine is worth its memory (over 100 MB, a fifth of a MB for each of 500 agents); NumPy
-and Python serve fewer well."""
+"""Agents from which the compiled engine is worth its memory (over 100 MB, which is 0.2 MB for each of 500 agents).
+NumPy and Python serve fewer well."""
 REFRESH: Final = 60.0
 """Seconds in which every weight file is read again once: others may have written."""
 SMOOTHING: Final = 2.0

@@ -10,7 +10,8 @@ import numpy as np
 
 from agentos_native.alloc import demand
 from agentos_native.alloc.waterfill import Floats, Indices
-from agentos_native.cgroup.sensors import NO_PRESSURE, Machine, Sensors
+from agentos_native.cgroup.counters import NO_PRESSURE
+from agentos_native.cgroup.sensors import Machine, Sensors
 
 KEPT: Final = 120.0
 """Seconds of samples that windows can reach back."""

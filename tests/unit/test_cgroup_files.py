@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, discover, files, names, sensors, unenforceable
+from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, counters, discover, files, names, sensors, unenforceable
 from agentos_native.cgroup import settings as group_settings
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.inventory import Inventory
@@ -213,7 +213,7 @@ class TestSensors:
             one.read(np.arange(4))
         finally:
             sensors.use_python()
-        assert one.status.tolist() == [sensors.OK, sensors.NO_PRESSURE, sensors.GONE, sensors.GONE]
+        assert one.status.tolist() == [counters.OK, counters.NO_PRESSURE, counters.GONE, counters.GONE]
         assert (one.usage[0], one.throttled[0], one.stalled[0]) == (70_000_000_000, 5, 1234)
         assert (one.usage[1], one.throttled[1]) == (99, 0)
         one.close_all()
