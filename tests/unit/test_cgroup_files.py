@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, counters, discover, files, names, sensors, unenforceable
+from agentos_native.cgroup import (
+    GroupRef,
+    GroupSettings,
+    IoMax,
+    counters,
+    discover,
+    files,
+    names,
+    sensors,
+    unenforceable,
+)
 from agentos_native.cgroup import settings as group_settings
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.inventory import Inventory
