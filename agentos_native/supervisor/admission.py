@@ -1,4 +1,4 @@
-"""The door: who gets a slot, and whether a reservation can be kept. Pure but for `claim_block`.
+"""The door: who gets a slot, and whether a reservation can be kept. Pure but for `node_capacity`.
 
 A reservation that cannot be honoured is refused here, with the numbers; queueing for a full node is not part of this
 version. A tenant's own reservation counts as ``max(own, sum of its agents')``, on the node and in every sum above it.
@@ -6,8 +6,6 @@ version. A tenant's own reservation counts as ``max(own, sum of its agents')``, 
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, NamedTuple
@@ -28,106 +26,6 @@ ID_RANGE: Final = 65536
 def id_base(block: int, slot: int) -> int:
     """The host id of the agent's root."""
     return ID_BASE + (block * BLOCK_STRIDE + slot) * ID_RANGE
-
-
-class Block(NamedTuple):
-    """A claimed block; the claim lasts as long as `fd` is open."""
-
-    number: int
-    fd: int
-
-
-def claim_block(directory: str, node: str, state_dir: str, preferred: int | None = None) -> Block:
-    """Claim one of the machine's blocks of slots for this supervisor.
-
-    The lock says that a supervisor lives; the file's text says whose agents may still be there after it died. A block
-    that belongs to another state directory which still exists is therefore never taken, locked or not.
-
-    Raises:
-        AgentosError: none is free, or the preferred one is in use although it is remembered as ours.
-    """
-    directory = os.path.join(directory, "blocks")
-    os.makedirs(directory, mode=0o711, exist_ok=True)
-    order = list(range(BLOCKS))
-    if preferred is not None:
-        order.remove(preferred)
-        order.insert(0, preferred)
-    holders: list[str] = []
-    for number in order:
-        fd = os.open(os.path.join(directory, str(number)), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        holder = _try_claim(fd, node, state_dir)
-        if holder is None:
-            return Block(number, fd)
-        os.close(fd)
-        holders.append(f"{number}: {holder}")
-    raise AgentosError(
-        "no-block",
-        f"all {BLOCKS} blocks of agent slots on this machine are taken",
-        directory,
-        "Each supervisor takes one. Stop one of these, or delete the file of one whose state is gone:\n"
-        + "\n".join(holders),
-    )
-
-
-class NodeClaim(NamedTuple):
-    """A claimed node name; `previous` is another state directory that still exists and may have agents of that name."""
-
-    fd: int
-    previous: str | None
-
-
-def claim_node(directory: str, node: str, state_dir: str) -> NodeClaim:
-    """Claim a node's name on this machine: cgroups, devices and rules carry it, and recovery goes by it.
-
-    Raises:
-        AgentosError: ``node-in-use``: a supervisor of that name runs.
-    """
-    directory = os.path.join(directory, "nodes")
-    os.makedirs(directory, mode=0o711, exist_ok=True)
-    fd = os.open(os.path.join(directory, node), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    before = os.pread(fd, 4096, 0).decode("utf-8", "surrogateescape")
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise node_in_use(node, before)
-    previous = before if before not in {"", state_dir} and os.path.exists(os.path.join(before, "registry.db")) else None
-    return NodeClaim(fd, previous)
-
-
-def keep_node(claim: NodeClaim, state_dir: str) -> None:
-    """Write down whose the name is, once it is clear that nobody else's agents carry it."""
-    os.ftruncate(claim.fd, 0)
-    os.pwrite(claim.fd, state_dir.encode("utf-8", "surrogateescape"), 0)
-
-
-def node_in_use(node: str, state_dir: str) -> AgentosError:
-    """The refusal of a name that another state directory has agents under."""
-    return AgentosError(
-        "node-in-use",
-        f"the node name {node} belongs to the supervisor whose state is in {state_dir}",
-        f"node {node}",
-        "Choose another --node, use that --state-dir, or stop that one's agents.",
-    )
-
-
-def _try_claim(fd: int, node: str, state_dir: str) -> str | None:
-    """None when `fd`'s block is now ours (locked and written), else the holder's name."""
-    text = os.pread(fd, 4096, 0)
-    try:
-        owner = json.loads(text) if text else {}
-    except ValueError:
-        owner = {}
-    other = str(owner.get("state", state_dir)) if isinstance(owner, dict) else state_dir
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return other
-    if other != state_dir and os.path.exists(os.path.join(other, "registry.db")):
-        return other
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps({"node": node, "state": state_dir}).encode(), 0)
-    return None
 
 
 def lowest_free_slot(used: Collection[int], start: int = 0) -> int:

@@ -22,7 +22,7 @@ from agentos_native.cgroup import Tree, discover
 from agentos_native.errors import EXIT_FAILED, AgentosError
 from agentos_native.images import ImageStore, resolve_user, volume_mount
 from agentos_native.network import NodeNetwork, addresses
-from agentos_native.supervisor import admission
+from agentos_native.supervisor import admission, claims
 from agentos_native.supervisor.agents import Agents
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.doors import Workers
@@ -75,13 +75,8 @@ class App:
         stack.callback(registry.close)
         if aside:
             self._warn(f"the registry was corrupt; it was moved to {aside} and made anew from the agents themselves")
-        claim = admission.claim_node(options.run_dir, options.settings.node, options.state_dir)
-        stack.callback(os.close, claim.fd)
         self._tree = Tree(discover(), options.settings.node, options.settings.cgroup_root)
-        if claim.previous is not None and self._tree.find():
-            raise admission.node_in_use(options.settings.node, claim.previous)
-        admission.keep_node(claim, options.state_dir)
-        block = self._claim_block(registry, stack)
+        block = self._claim(registry, stack)
         link = LauncherLink(self._launcher_fd, self._launcher_lost)
         units = Units(link.acknowledge)
         link.on_exit = units.exited
@@ -155,20 +150,15 @@ class App:
             if self._options.settings.network == "required":
                 raise
 
-    def _claim_block(self, registry: Registry, stack: contextlib.AsyncExitStack) -> int:
+    def _claim(self, registry: Registry, stack: contextlib.AsyncExitStack) -> int:
+        """The node's name and a block on this machine; gives the block's number."""
+        owner = claims.Owner(self._options.settings.node, os.path.abspath(self._options.state_dir), self._tree.path)
+        stack.callback(os.close, claims.claim_node(self._options.run_dir, owner))
         known = registry.get("block")
-        settings = self._options.settings
-        block = admission.claim_block(
-            self._options.run_dir, settings.node, settings.state_dir, int(known) if known is not None else None
-        )
+        block = claims.claim_block(self._options.run_dir, owner, int(known) if known is not None else None)
         stack.callback(os.close, block.fd)
-        if known is not None and int(known) != block.number and registry.agents():
-            raise AgentosError(
-                "block-lost",
-                f"block {known}, which this state's agents have their ids and addresses from, is in use by another",
-                self._options.run_dir,
-                "Stop the other supervisor, or remove this state's agents.",
-            )
+        if known is not None and int(known) != block.number:
+            self._warn(f"block {known} belongs to another supervisor now; ids and addresses come from {block.number}")
         registry.put("block", str(block.number))
         return block.number
 

@@ -80,6 +80,7 @@ class Lifecycle:
         record = Record(
             id=host.agents.new_id(),
             slot=slot,
+            block=host.block,
             spec=spec,
             image_digest=image.digest,
             created_at=time.time(),

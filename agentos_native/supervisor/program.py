@@ -49,10 +49,9 @@ def command(spec: AgentSpec, image: ImageConfig) -> tuple[str, ...]:
     return argv
 
 
-def environment(spec: AgentSpec, image: ImageConfig) -> dict[str, str]:
-    """The image's variables, then the spec's."""
-    env = dict(image.env)
-    env.setdefault("HOSTNAME", hostname(spec))
+def environment(spec: AgentSpec, image: ImageConfig, user: User) -> dict[str, str]:
+    """What follows from the sandbox, then the image's variables, then the spec's."""
+    env = {"HOSTNAME": hostname(spec), "HOME": "/root" if user.uid == 0 else "/", **dict(image.env)}
     if spec.tty:
         env.setdefault("TERM", "xterm")
     env.update(spec.env)
@@ -65,7 +64,7 @@ def _config(record: Record, image: ImageConfig, user: User, id_base: int) -> San
         agent_id=record.id,
         hostname=hostname(spec),
         argv=command(spec, image),
-        env=tuple(environment(spec, image).items()),
+        env=tuple(environment(spec, image, user).items()),
         workdir=spec.workdir or image.workdir or "/",
         uid=user.uid,
         gid=user.gid,
@@ -121,7 +120,7 @@ def exec_program(
 ) -> Plan:
     """The plan of a further process in a running agent, with the agent's environment, directory and restrictions."""
     spec = record.spec
-    env = {**environment(spec, image), **request.env}
+    env = {**environment(spec, image, user), **request.env}
     if request.tty:
         env.setdefault("TERM", "xterm")
     config = SandboxConfig(

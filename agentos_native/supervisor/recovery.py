@@ -95,9 +95,8 @@ class Recovery:
             self._say(agent, f"adopted (process {run.pid})")
             return
         # A start or stop that was under way when the supervisor died is not carried on: its client has gone.
-        interrupted = record.state in {"starting", "stopping"}
         await host.workers.call(self._release, agent)
-        await self._bury(agent, interrupted)
+        await self._bury(agent)
 
     async def _find_run(self, agent: Agent, group: Group) -> Run | None:
         entry = self._replay.live.pop(agent.id, None)
@@ -135,12 +134,16 @@ class Recovery:
         agent.record.pid = run.pid
         self._lifecycle.runner.attend(agent, run)
 
-    async def _bury(self, agent: Agent, interrupted: bool) -> None:
+    async def _bury(self, agent: Agent) -> None:
         record = agent.record
         end = self._ends.get(agent.id)
         record.ended_at = end.ended_at if end else time.time()
         record.exit_status = end.status if end else None
-        reason = "interrupted" if interrupted else "exited" if end else "unknown"
+        reason = "exited" if end else "unknown"
+        if record.state == "starting":
+            reason = "interrupted"
+        elif record.state == "stopping":
+            reason = record.reason  # it was being stopped, and now it is
         ran_for = record.ended_at - (record.started_at or record.ended_at)
         wait = self._lifecycle.runner.plan_restart(agent, ran_for) if record.wanted else None
         agent.become("exited" if wait is None else "backoff", reason)

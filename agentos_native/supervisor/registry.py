@@ -42,6 +42,7 @@ class Record(msgspec.Struct, kw_only=True):
 
     id: str
     slot: int
+    block: int = 0
     spec: AgentSpec
     image_digest: str
     state: AgentState = "pending"

@@ -29,6 +29,7 @@ from agentos_native.supervisor.drain import Drain
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.launcher_link import CloneError, CloneRequest
 from agentos_native.supervisor.logs import LogWriter
+from agentos_native.supervisor.moving import shift_owners
 from agentos_native.supervisor.undo import UndoStack
 
 _ANSWER_WITHIN = 10.0
@@ -164,6 +165,9 @@ class Start:
     def _rootfs(self, userns: int, leaf: int) -> Rootfs:
         """What it writes is in the agent's directory, and removed with that."""
         host, record = self._host, self._agent.record
+        if record.block != host.block:
+            shift_owners(self._dir, admission.id_base(record.block, record.slot), self._id_base)
+            record.block = host.block
         image = host.image(record.image_digest)
         wire = host.addresses(host.block, record.slot) if self._spec.network != "none" else None
         files = guestfiles.files(self._spec, wire.ipv4 if wire else None, wire.ipv6 if wire else None)

@@ -1,9 +1,6 @@
-"""The door: blocks and names are claimed once, slots are given once, reservations that do not fit are refused."""
+"""The door: slots are given once, reservations that do not fit are refused."""
 
 from __future__ import annotations
-
-import os
-from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,7 +9,7 @@ from hypothesis import strategies as st
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Requests, Resources, TenantLimits, TenantSpec
 from agentos_native.supervisor import admission
-from agentos_native.supervisor.admission import Capacity, admit, admit_tenant, claim_block, claim_node, promised
+from agentos_native.supervisor.admission import Capacity, admit, admit_tenant, promised
 
 NODE = Capacity(cpu=2000, memory=1 << 30)
 
@@ -37,62 +34,6 @@ def test_slots_are_the_lowest_free() -> None:
     with pytest.raises(AgentosError) as caught:
         admission.lowest_free_slot(set(range(admission.SLOTS)))
     assert caught.value.code == "node-full"
-
-
-def state(tmp_path: Path, name: str) -> str:
-    directory = tmp_path / name
-    directory.mkdir(exist_ok=True)
-    (directory / "registry.db").touch()
-    return str(directory)
-
-
-def test_each_supervisor_has_a_block_of_its_own(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    first = claim_block(run, "main", state(tmp_path, "a"))
-    second = claim_block(run, "other", state(tmp_path, "b"))
-    assert (first.number, second.number) == (0, 1)
-    os.close(first.fd)
-    third = claim_block(run, "third", state(tmp_path, "c"))
-    assert third.number == 2  # the first one is dead, but its agents may live: its state is still there
-    again = claim_block(run, "main", state(tmp_path, "a"), preferred=0)
-    assert again.number == 0
-    for claim in (second, third, again):
-        os.close(claim.fd)
-
-
-def test_the_block_of_a_state_that_is_gone_is_used_again(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    os.close(claim_block(run, "main", str(tmp_path / "gone")).fd)
-    claim = claim_block(run, "other", state(tmp_path, "b"))
-    assert claim.number == 0
-    os.close(claim.fd)
-
-
-def test_when_all_blocks_are_taken_it_says_by_whom(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    claims = [claim_block(run, "n", state(tmp_path, f"s{n}")) for n in range(admission.BLOCKS)]
-    with pytest.raises(AgentosError) as caught:
-        claim_block(run, "n", state(tmp_path, "one-more"))
-    assert caught.value.code == "no-block"
-    assert str(tmp_path / "s5") in caught.value.hint
-    for claim in claims:
-        os.close(claim.fd)
-
-
-def test_a_node_name_is_used_once_at_a_time(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    here, there = state(tmp_path, "a"), state(tmp_path, "b")
-    first = claim_node(run, "main", here)
-    admission.keep_node(first, here)
-    assert first.previous is None
-    with pytest.raises(AgentosError) as caught:
-        claim_node(run, "main", there)
-    assert caught.value.code == "node-in-use"
-    assert here in caught.value.what
-    os.close(first.fd)
-    second = claim_node(run, "main", there)
-    assert second.previous == here  # whoever claims it must see that it left nothing
-    os.close(second.fd)
 
 
 def test_a_reservation_that_fits_is_admitted_to_the_last_bit() -> None:
