@@ -66,7 +66,7 @@ def _report(results: list[api.ApplyResult], output: str, dry_run: bool) -> None:
         return
     suffix = " (dry run)" if dry_run else ""
     for result in results:
-        name = f"{result.tenant}/{result.name}" if result.tenant else result.name
+        name = f"{result.tenant}/{result.name}" if result.kind == "Agent" else result.name
         print(f"{result.kind.lower()}/{name} {result.action}{suffix}")
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from agentos_native import __version__
-from agentos_native.errors import AgentosError
+from agentos_native.errors import EXIT_FAILED, AgentosError
 
 COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Host": {
@@ -52,6 +52,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     },
     "Images": {"image": ("image:image", "Root filesystems of agents.")},
 }
+_NoArguments: Final[Any] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # from click 8.2 on
 _FLAT: Final = {name: entry for commands in COMMANDS.values() for name, entry in commands.items()}
 
 
@@ -118,6 +119,9 @@ def run(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return 130
     except Exception as error:
+        if isinstance(error, _NoArguments):
+            print(error.format_message(), file=sys.stderr)
+            return EXIT_FAILED
         if "--debug" in argv[:4]:
             import traceback
 

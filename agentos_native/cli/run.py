@@ -149,7 +149,7 @@ class _Foreground:
             from agentos_native.cli.output import to_plain
 
             result = {"exit_status": status.exit_status, "reason": status.reason, "oom_killed": oom}
-            self._capture.report({"agent": to_plain(agent), **result})
+            self._capture.report({"agent": to_plain(self._ended(agent, result)), **result})
         elif oom:
             limit = self._spec.resources.limits.memory
             print(_oom(f"{agent.tenant}/{agent.name}", limit), file=sys.stderr)
@@ -159,6 +159,15 @@ class _Foreground:
             print(AgentosError("unknown-exit", "how the agent ended is not known", agent.name), file=sys.stderr)
             return EXIT_FAILED
         return status.exit_status
+
+    def _ended(self, agent: api.Agent, result: dict[str, Any]) -> api.Agent:
+        """The agent as it is now, or what is known of one that is removed already."""
+        from msgspec.structs import replace
+
+        try:
+            return self._client.agent(self._id)
+        except AgentosError:
+            return replace(agent, state="exited", pid=None, **result)
 
 
 def _oom(name: str, limit: int | None) -> AgentosError:

@@ -180,7 +180,7 @@ def _needed_capabilities() -> str:
     needed = caps.mask(["SYS_ADMIN", "NET_ADMIN", "SETUID", "SETGID", "CHOWN", "DAC_OVERRIDE", "MKNOD", "KILL"])
     if needed & ~effective:
         raise probes.Missing("SYS_ADMIN, NET_ADMIN, SETUID, SETGID, CHOWN, DAC_OVERRIDE, MKNOD and KILL are needed")
-    return "those that are needed"
+    return "every capability that is needed"
 
 
 def _init() -> str:

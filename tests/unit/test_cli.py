@@ -99,6 +99,14 @@ def test_bad_input_is_an_error_with_code_and_status_125(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("group", [[], ["alloc"], ["image"], ["tenant"]])
+def test_no_arguments_is_the_help_and_status_125(group: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli(*group) == 125
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"Usage: {' '.join(['agentos-native', *group])} ")
+
+
 def test_an_option_is_the_place_of_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     cli("run", "--cpu-request", "12Q", "i")
     assert "unknown suffix 'Q': --cpu-request" in capsys.readouterr().err
@@ -151,6 +159,12 @@ def test_apply_and_dry_run(server: StubSupervisor, tmp_path: Path, capsys: pytes
     (tmp_path / "d" / "x.yaml").write_text(DOCUMENT)
     assert cli("apply", "-f", str(tmp_path / "d"), "--dry-run") == 0
     assert capsys.readouterr().out == "agent/default/a created (dry run)\n"
+    server.answers["POST", "/v1/apply"] = (
+        200,
+        {"results": [{"kind": "Tenant", "name": "t", "tenant": "t", "action": "created"}]},
+    )
+    assert cli("apply", "-f", str(tmp_path / "d")) == 0
+    assert capsys.readouterr().out == "tenant/t created\n"
     assert server.asked[0].json["dry_run"] is True
     (tmp_path / "d" / "y.yaml").write_text(DOCUMENT)
     assert cli("apply", "-f", str(tmp_path / "d")) == 125
@@ -252,6 +266,8 @@ def test_run_as_json(server: StubSupervisor, capfd: pytest.CaptureFixture[str]) 
     assert cli("run", "-o", "json", "img") == 137
     result = json.loads(capfd.readouterr().out)
     assert (result["stdout"], result["exit_status"], result["oom_killed"]) == ("café �", 137, True)
+    agent = result["agent"]
+    assert (agent["state"], agent["exit_status"], agent["oom_killed"], agent["pid"]) == ("exited", 137, True, None)
 
 
 def test_an_oom_kill_says_so(server: StubSupervisor, capfd: pytest.CaptureFixture[str]) -> None:
