@@ -107,9 +107,11 @@ def wait(names: tuple[str, ...], timeout: float | None, output: str) -> None:
         try:
             result = client.wait(name, timeout)
         except AgentosError as error:
-            if error.code == "timeout":
-                error.exit_status = 124
-            raise error
+            if error.code != "timeout":
+                raise
+            late = AgentosError("timeout", "the agent has not ended in this time", name)
+            late.exit_status = 124
+            raise late from error
         results.append({"name": name, **to_plain(result)})
         if output == "table":
             print("unknown" if result.exit_status is None else result.exit_status)

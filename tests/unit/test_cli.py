@@ -187,6 +187,7 @@ def test_wait_prints_the_status(server: StubSupervisor, capsys: pytest.CaptureFi
 
     server.answers["GET", "/v1/agents/a/wait"] = never
     assert cli("wait", "--timeout", "100ms", "a") == 124
+    assert capsys.readouterr().err == "error[timeout]: the agent has not ended in this time: a\n"
 
 
 def test_shares(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
