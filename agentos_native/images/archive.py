@@ -74,7 +74,7 @@ def check_path(raw: bytes, limits: Limits) -> bytes:
     """`raw` without "." and empty components.
 
     Raises:
-        AgentosError: ``hostile-archive``; it is absolute, has "..", a NUL, or is too long.
+        AgentosError: ``hostile-archive``; it is absolute, has "..", a NUL, or is too long or too deep.
     """
     if raw.startswith(b"/"):
         raise hostile("an absolute name", raw)
@@ -85,6 +85,8 @@ def check_path(raw: bytes, limits: Limits) -> bytes:
         raise hostile('a name with ".."', raw)
     if any(len(part) > limits.name for part in parts):
         raise hostile(f"a name of more than {limits.name} bytes", raw)
+    if len(parts) > limits.depth:
+        raise hostile(f"a path of more than {limits.depth} levels", raw)
     path = b"/".join(parts)
     if len(path) > limits.path:
         raise hostile(f"a path of more than {limits.path} bytes", raw)

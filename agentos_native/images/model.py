@@ -76,6 +76,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int = 64 << 30
     path: int = 4095
     name: int = 255
+    depth: int = 256
     xattr_bytes: int = 64 << 10
     ratio: int = 200
     ratio_from: int = 256 << 20

@@ -33,14 +33,15 @@ def _fail(code: str, what: str, source: str, hint: str = "") -> AgentosError:
     return AgentosError(code, what, f"volume {source!r}", hint)
 
 
-def volume_mount(source: str, userns_fd: int, read_only: bool) -> int:
+def volume_mount(source: str, userns_fd: int, read_only: bool, private: str | None = None) -> int:
     """A detached mount of `source`, to be attached in the agent (nosuid, nodev); the caller closes it.
 
     Its ids are mapped: what uid 0 … 65535 own on the host belongs to uid 0 … 65535 in the agent, and the other way
-    round. What is mounted below `source` is not part of it.
+    round. What is mounted below `source` is not part of it. `private` is the supervisor's own state, which an agent must
+    not reach: its registry, and what other agents have written.
 
     Raises:
-        AgentosError: ``invalid-volume`` (not absolute, of the wrong kind), ``volume-not-found``,
+        AgentosError: ``invalid-volume`` (not absolute, of the wrong kind, in `private` or a writable parent of it), ``volume-not-found``,
         ``volume-not-idmappable``.
     """
     if not source.startswith("/") or "\0" in source:
@@ -54,9 +55,24 @@ def volume_mount(source: str, userns_fd: int, read_only: bool) -> int:
         ) from None
     try:
         _check(found, source)
+        if private is not None:
+            refuse_private(os.readlink(f"/proc/self/fd/{found}"), source, read_only, private)
         return _clone(found, source, userns_fd, read_only)
     finally:
         os.close(found)
+
+
+def refuse_private(real: str, source: str, read_only: bool, private: str) -> None:
+    """`real` is where `source` leads to. A parent of `private` may be read: what is in it is a choice of root's."""
+    kept = os.path.realpath(private)
+    common = os.path.commonpath([real, kept])
+    if common == kept or (common == real and not read_only):
+        raise _fail(
+            "invalid-volume",
+            f"it leads into the supervisor's own state, {kept}",
+            source,
+            "Choose another directory." if common == kept else "Choose a directory below it, or make it read-only.",
+        )
 
 
 def _check(descriptor: int, source: str) -> None:

@@ -135,7 +135,7 @@ class App:
             shares=shares,
             addresses=addresses,
             resolve_user=resolve_user,
-            volume=volume_mount,
+            volume=partial(volume_mount, private=self._options.state_dir),
             tenants={spec.name: spec for spec in registry.tenants()},
         )
         for spec in host.tenants.values():

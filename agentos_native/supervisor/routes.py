@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
@@ -75,6 +75,8 @@ def as_error(error: BaseException) -> AgentosError:
         return error
     if isinstance(error, msgspec.MsgspecError):
         return AgentosError("invalid-request", str(error), "request body")
+    if isinstance(error, ClientDisconnect):
+        return AgentosError("disconnected", "the client went away in the middle of its request", "request body")
     if isinstance(error, SyscallError):
         return AgentosError("internal", str(error), error.path)
     if isinstance(error, InjectedFault):

@@ -111,6 +111,7 @@ def test_compressions(pack: Callable[[bytes], bytes]) -> None:
         (member("..", tarfile.DIRTYPE), '".."'),
         (member("n" * 256), "more than 255"),
         (member("/".join(["d" * 200] * 21)), "more than 4095"),
+        (member("/".join(["d"] * 257)), "more than 256 levels"),
         (member("dev/sda", tarfile.BLKTYPE, devmajor=8), "device"),
         (member("dev/null", tarfile.CHRTYPE, devmajor=1, devminor=3), "device"),
         (member("x", b"9"), "unknown type"),

@@ -16,7 +16,7 @@ from agentos_native.images.digest import measure
 from agentos_native.images.importer import open_source, printable
 from agentos_native.images.remove import remove_path, remove_tree
 from agentos_native.images.store import manifest_digest
-from agentos_native.images.volume import volume_mount
+from agentos_native.images.volume import refuse_private, volume_mount
 
 
 def image_of(*layers: Path, user: str = "") -> Image:
@@ -269,6 +269,20 @@ def test_volumes_that_are_none(source: str, code: str) -> None:
     with pytest.raises(AgentosError) as caught:
         volume_mount(source, -1, False)
     assert caught.value.code == code
+
+
+def test_the_supervisors_own_state_is_no_volume(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    (state / "agents").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(state)
+    for source in (state, state / "agents", tmp_path / "link", tmp_path, Path("/")):
+        with pytest.raises(AgentosError, match="supervisor's own state") as caught:
+            volume_mount(str(source), -1, False, str(state))
+        assert caught.value.code == "invalid-volume"
+    with pytest.raises(AgentosError):
+        refuse_private(str(state), "s", True, str(tmp_path / "link"))
+    refuse_private(str(tmp_path), "s", True, str(state))
+    refuse_private(str(tmp_path / "state2"), "s", False, str(state))
 
 
 # -- removal

@@ -128,6 +128,22 @@ def test_a_body_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     serve(tmp_path, story, monkeypatch)
 
 
+def test_a_client_that_leaves_in_the_middle_is_no_failure_of_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(client: Client, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        _, writer = await asyncio.open_unix_connection(client.socket)
+        writer.write(b"POST /v1/agents HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{")
+        await writer.drain()
+        await asyncio.sleep(0.05)  # the handler is reading the body by now
+        writer.close()
+        await ask(client.version)
+        await asyncio.sleep(0.05)
+
+    serve(tmp_path, story, monkeypatch)
+    assert caplog.records == []
+
+
 def test_only_the_administrator_is_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(client: Client, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         assert os.stat(client.socket).st_mode & 0o777 == 0o600
