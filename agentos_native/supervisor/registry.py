@@ -31,6 +31,10 @@ CREATE TABLE agents (
 CREATE TABLE tenants (name TEXT PRIMARY KEY, spec BLOB NOT NULL);
 """
 
+_PASSING: Final = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_READONLY", "SQLITE_CANTOPEN",
+                   "SQLITE_NOMEM", "SQLITE_PERM", "SQLITE_AUTH")  # fmt: skip
+"""Troubles of the machine, not of the file: nothing is moved aside for them."""
+
 
 class Record(msgspec.Struct, kw_only=True):
     """What is known of one agent; `registry` writes it whole.
@@ -101,6 +105,8 @@ class Registry:
             self.tenants()
         except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
             self._db.close()
+            if getattr(error, "sqlite_errorname", "SQLITE_CORRUPT").startswith(_PASSING):
+                raise AgentosError("registry", str(error), path, "Is the disk full, or the file in use?") from error
             raise CorruptRegistryError(f"{path}: {error}") from error
 
     def _prepare(self) -> None:

@@ -121,3 +121,16 @@ def test_a_newer_registry_is_left_alone(tmp_path: Path) -> None:
         open_or_move_aside(str(path))
     assert caught.value.code == "registry-version"
     assert [entry.name for entry in tmp_path.iterdir() if "corrupt" in entry.name] == []
+
+
+def test_a_registry_in_use_is_not_corrupt(tmp_path: Path) -> None:
+    path = str(tmp_path / "r.db")
+    first = Registry(path)
+    first.save(record("a", 1))
+    with pytest.raises(AgentosError) as caught:
+        open_or_move_aside(path)
+    assert caught.value.code == "registry"
+    first.close()
+    again, aside = open_or_move_aside(path)
+    assert (len(again.agents()), aside) == (1, None)
+    again.close()
