@@ -114,10 +114,11 @@ def run_limited(command: Sequence[str], seconds: float) -> tuple[int, str]:
     lines = []
     try:
         assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            lines.append(line)
+        with process.stdout:
+            for line in process.stdout:
+                sys.stdout.write(line)
+                sys.stdout.flush()
+                lines.append(line)
         status = process.wait()
     except BaseException:
         os.killpg(process.pid, signal.SIGTERM)
