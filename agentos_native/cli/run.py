@@ -129,6 +129,7 @@ class _Foreground:
         while time.monotonic() < deadline:
             try:
                 result = self._client.wait(self._id)
+                print("warning: the supervisor was away: later output is only in the agent's log", file=sys.stderr)
                 return StreamStatus(exit_status=result.exit_status, reason=result.reason)
             except AgentosError as error:
                 if error.code not in ("no-supervisor", "connection-lost"):

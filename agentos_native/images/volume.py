@@ -37,12 +37,12 @@ def volume_mount(source: str, userns_fd: int, read_only: bool, private: str | No
     """A detached mount of `source`, to be attached in the agent (nosuid, nodev); the caller closes it.
 
     Its ids are mapped: what uid 0 … 65535 own on the host belongs to uid 0 … 65535 in the agent, and the other way
-    round. What is mounted below `source` is not part of it. `private` is the supervisor's own state, which an agent must
-    not reach: its registry, and what other agents have written.
+    round. What is mounted below `source` is not part of it. `private` is the supervisor's own state, which an agent
+    must not reach: its registry, and what other agents have written.
 
     Raises:
-        AgentosError: ``invalid-volume`` (not absolute, of the wrong kind, in `private` or a writable parent of it), ``volume-not-found``,
-        ``volume-not-idmappable``.
+        AgentosError: ``invalid-volume`` (not absolute, of the wrong kind, in `private` or a writable parent of it),
+        ``volume-not-found``, ``volume-not-idmappable``.
     """
     if not source.startswith("/") or "\0" in source:
         raise _fail("invalid-volume", "its source is not an absolute path", source)

@@ -55,7 +55,9 @@ class Supervised:
         """
         self.pid = 0
         code = os.waitstatus_to_exitcode(status)
-        if not again or 0 <= code < _EX_SOFTWARE or code > _LAST_RESTARTED:
+        refused = 0 < code < _EX_SOFTWARE or code > _LAST_RESTARTED
+        # What refuses a second start passes: a command's embedded supervisor may have the socket for a moment.
+        if not again or code == 0 or (refused and self.starts <= 1):
             self.status = code if code >= 0 else 128 - code
             return None
         if now - self._started_at > _CALM:

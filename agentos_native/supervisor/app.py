@@ -230,6 +230,8 @@ class App:
                 _log.warning("not taken down: %s", error)
 
     async def _shut_down_launcher(self, link: LauncherLink) -> None:
+        if not self._ready:
+            return  # this process's own exit status says more, and whether another start makes sense
         with contextlib.suppress(AgentosError):
             await link.shutdown(self._status)
 

@@ -52,6 +52,14 @@ def test_no_restart_after_it_was_told_to_stop() -> None:
     assert supervised.status == 128 + signal.SIGTERM
 
 
+def test_a_second_start_that_is_refused_is_tried_again() -> None:
+    supervised = Supervised(["true"])
+    supervised.starts = 2
+    assert died_by(supervised, 125 << 8) == 0.1
+    assert died_by(supervised, 0) is None
+    assert died_by(supervised, 125 << 8, again=False) is None
+
+
 def test_back_off_grows_to_its_limit_and_is_forgotten_after_a_calm_time() -> None:
     supervised = Supervised(["true"])
     delays = [supervised.died(9, 1.0, again=True) for _ in range(9)]
