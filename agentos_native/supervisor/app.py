@@ -55,6 +55,7 @@ class App:
         self._stop = asyncio.Event()
         self._status = 0
         self._ready = False
+        self._server: Server | None = None
         self._started_at = time.time()
         self._warnings: list[str] = []
 
@@ -84,6 +85,7 @@ class App:
         host = await self._make_host(stack, registry, block, link, units)
         stack.push_async_callback(self._shut_down_launcher, link)
         lifecycle = Lifecycle(host)
+        stack.push_async_callback(self._close_server)  # after the agents, whose ends attached clients are told
         stack.push_async_callback(self._take_down, lifecycle)
         await asyncio.wait_for(link.replay.complete.wait(), 30)
         recovery = Recovery(lifecycle, link.replay)
@@ -169,9 +171,8 @@ class App:
         images = ImageRoutes(host, self._store)
         rows = [*node.table(), *agents.table(), *images.table()]
         node.everything = rows
-        server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
-        stack.push_async_callback(server.close)
-        await server.start()
+        self._server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
+        await self._server.start()
         self._shares.start()
         stack.callback(self._shares.close)
         self._watch_for_the_end()
@@ -228,6 +229,10 @@ class App:
                 await lifecycle.host.workers.call(step)
             except AgentosError as error:
                 _log.warning("not taken down: %s", error)
+
+    async def _close_server(self) -> None:
+        if self._server is not None:
+            await self._server.close()
 
     async def _shut_down_launcher(self, link: LauncherLink) -> None:
         if not self._ready:

@@ -29,6 +29,8 @@ from agentos_native.supervisor.running import TIMED_OUT, Runner, Tasks
 from agentos_native.supervisor.tenancy import Tenancy
 
 SUPERVISOR_STOPPED = "supervisor-stopped"
+LAST_GRACE = 10.0
+"""Seconds that an agent gets at most when its supervisor stops: a machine that shuts down does not wait for ever."""
 KILL_TIMEOUT = 10.0
 """Seconds that a killed tree may take to go (a process in uninterruptible sleep takes as long as its I/O)."""
 
@@ -289,11 +291,14 @@ class Lifecycle:
             await agent.changed.wait()
         return agent.record
 
+    async def _stop_at_the_end(self, agent: Agent) -> None:
+        await self.stop(agent, grace=min(agent.record.spec.stop.grace, LAST_GRACE), reason=SUPERVISOR_STOPPED)
+
     async def close(self, *, keep: bool) -> None:
         """Stop every agent (or let them live on), and end all tasks."""
         self.runner.closing = True
         if not keep:
-            stops = [self.stop(agent, reason=SUPERVISOR_STOPPED) for agent in self.host.agents if agent.live]
+            stops = [self._stop_at_the_end(agent) for agent in self.host.agents if agent.live]
             await asyncio.gather(*stops, return_exceptions=True)
         await self.tasks.close()
         for agent in self.host.agents:

@@ -167,3 +167,17 @@ def test_a_volume_is_the_hosts_directory(ground: Place, tmp_path: Path) -> None:
     eventually((shared / "file").exists, "the file is there")
     assert (shared / "file").stat().st_uid == 0  # the agent's root is the directory's owner in it, and nowhere else
     assert ground.client.agent(agent.id).spec["volumes"][0]["source"] == str(shared)
+
+
+def test_a_stopping_supervisor_tells_attached_clients_how_it_ended(ground: Place, tmp_path: Path) -> None:
+    with place(tmp_path / "stopping", "stopp") as stopping:
+        launcher = stopping.start()
+        agent = stopping.run("service", "sh", "-c", "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done")
+        with contextlib.closing(stopping.client.attach(agent.id)) as stream:
+            time.sleep(0.5)
+            stopping.running[0].terminate()
+            output = b"".join(frame.data for frame in stream if frame.channel == api.CHANNEL_STDOUT)
+            assert stream.status is not None
+            assert (stream.status.exit_status, stream.status.reason) == (5, "supervisor-stopped")
+        assert output.endswith(b"bye\n")
+        assert stopping.stop(launcher) == 0
