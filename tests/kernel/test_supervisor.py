@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from agentos_native.errors import AgentosError
@@ -75,17 +75,16 @@ def test_ended_agents_follow_their_supervisor_into_another_block(ground: Place, 
         eventually(lambda: said(moving, agent, "cat", "/file") == b"mine\n", "it has written its file")
         old = moving.client.node().block
         assert moving.stop(launcher) == 0
-        claim = Path("/run/agentos-native/blocks", str(old))
-        claim.write_bytes(msgspec.json.encode({"node": "x", "state": str(ground.directory / "state"), "cgroup": ""}))
-        launcher = moving.start()
-        block = moving.client.node().block
+        with Path("/run/agentos-native/blocks", str(old)).open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)  # as another supervisor would that has taken it meanwhile
+            launcher = moving.start()
+            block = moving.client.node().block
         assert block != old
         moving.client.start(agent.id)
         assert said(moving, agent, "stat", "-c", "%u", "/file") == b"0\n"
         upper = moving.directory / "state" / "agents" / agent.id / "upper" / "file"
         assert upper.stat().st_uid == admission.id_base(block, agent.slot)
         assert moving.stop(launcher) == 0
-        claim.unlink()
 
 
 def test_output_of_any_length_comes_to_an_attached_client(ground: Place) -> None:
