@@ -79,7 +79,7 @@ class App:
         self._tree = Tree(discover(), options.settings.node, options.settings.cgroup_root)
         block = self._claim(registry, stack)
         link = LauncherLink(self._launcher_fd, self._launcher_lost)
-        units = Units(link.acknowledge)
+        units = Units(link.acknowledge, recovering=True)
         link.on_exit = units.exited
         stack.callback(link.close)
         host = await self._make_host(stack, registry, block, link, units)

@@ -33,16 +33,25 @@ class Wire(Protocol):
 
 
 class Units:
-    """Who waits for the end of which unit. An end that nobody expects is acknowledged at once."""
+    """Who waits for the end of which unit. An end that nobody expects is acknowledged at once.
 
-    def __init__(self, acknowledge: Callable[[int], None]) -> None:
+    Args:
+        recovering: until `recovered`, such an end is kept instead: its agent may be adopted a moment later.
+    """
+
+    def __init__(self, acknowledge: Callable[[int], None], *, recovering: bool = False) -> None:
         self._acknowledge = acknowledge
         self._expected: dict[str, asyncio.Future[Ending]] = {}
+        self._early: dict[str, launch.Exited] | None = {} if recovering else None
 
     def expect(self, unit: str) -> asyncio.Future[Ending]:
         """To be called before the clone request goes out, so that the fastest program cannot be missed."""
         future: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self._expected[unit] = future
+        early = self._early.pop(unit, None) if self._early else None
+        if early is None:
+            self._expected[unit] = future
+        else:
+            future.set_result(ending(early))
         return future
 
     def forget(self, unit: str) -> None:
@@ -52,10 +61,18 @@ class Units:
     def exited(self, message: launch.Exited) -> None:
         """The launcher has reaped a unit."""
         future = self._expected.pop(message.unit, None)
-        if future is None or future.done():
-            self._acknowledge(message.exit_id)
-        else:
+        if future is not None and not future.done():
             future.set_result(ending(message))
+        elif future is None and self._early is not None:
+            self._early[message.unit] = message
+        else:
+            self._acknowledge(message.exit_id)
+
+    def recovered(self) -> None:
+        """Every agent that lives is expected by now; the other ends are nobody's."""
+        for message in (self._early or {}).values():
+            self._acknowledge(message.exit_id)
+        self._early = None
 
 
 def ending(message: launch.Exited) -> Ending:

@@ -61,6 +61,7 @@ class Recovery:
         await host.workers.call(self._remove_strangers)
         for message in self._replay.exited:
             host.link.acknowledge(message.exit_id)
+        host.units.recovered()
         for _, fds in self._replay.live.values():
             for fd in fds:
                 os.close(fd)
