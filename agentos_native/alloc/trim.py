@@ -20,7 +20,7 @@ from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
 BOUNDS: Final = (0.5, 3.0)
 TIME: Final = 8.0
 """Seconds in which a factor that is missing is made up for (to 1/e)."""
-IGNORED: Final = 0.01
+IGNORED: Final = 0.005
 """Of the machine: smaller deviations are left alone."""
 
 
