@@ -319,8 +319,8 @@ class Launcher:
 
     def _unit_of(self, pid: int) -> Unit | None:
         """The unit of a reaped child; None for a stray that came to its subreaper."""
-        for unit in self._by_slot.values():
-            if unit.pid == 0:  # killed before it could say that it was born
+        if pid not in self._by_pid:  # killed before it could say that it was born, perhaps by its deadline
+            for unit in self._by_slot.values():
                 unit.learn_identity()
                 if unit.pid == pid:
                     self._adopt(unit)
