@@ -89,6 +89,14 @@ def test_a_tar_lands_with_its_owners_and_modes(store: ImageStore, tree: Path, tm
     assert os.stat(image.layers[0] / "sparse").st_blocks * 512 < 1 << 20
 
 
+def test_directories_that_a_tar_leaves_out_are_made(store: ImageStore, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "bare.tar", "w") as archive:
+        add(archive, "etc/deep/er/file")
+    layer = store.import_("bare", tmp_path / "bare.tar").layers[0]
+    assert (layer / "etc/deep/er/file").is_file()
+    assert os.stat(layer / "etc/deep").st_mode & 0o7777 == 0o755
+
+
 def test_a_pipe_and_a_stream_work(store: ImageStore, tree: Path, tmp_path: Path) -> None:
     archive = make_tar(tree, tmp_path / "t.tar", "gz")
     with subprocess.Popen(["cat", archive], stdout=subprocess.PIPE, bufsize=0) as cat:
