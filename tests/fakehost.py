@@ -14,7 +14,7 @@ from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image, ImageConfig
 from agentos_native.network import addresses
-from agentos_native.spec.model import AgentSpec, TenantSpec
+from agentos_native.spec.model import TenantSpec
 from agentos_native.spec.settings import Settings
 from agentos_native.supervisor.admission import Capacity
 from agentos_native.supervisor.agents import Agents
@@ -23,6 +23,7 @@ from agentos_native.supervisor.events import Events
 from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import CloneError, CloneRequest
 from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.loop.controllers import Member
 from agentos_native.supervisor.options import Options
 from agentos_native.supervisor.registry import Registry
 from agentos_native.supervisor.userns import UsernsPool
@@ -161,14 +162,14 @@ class FakeShares:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None:
-        self._world.step("share", f"share {agent_id}")
+    def add(self, member: Member) -> None:
+        self._world.step("share", f"share {member.agent_id}")
 
     def remove(self, agent_id: str) -> None:
         self._world.exists.discard(f"share {agent_id}")
 
-    def change(self, agent_id: str, spec: AgentSpec) -> None:
-        self._world.step(f"share weight {spec.weight}")
+    def change(self, member: Member) -> None:
+        self._world.step(f"share weight {member.spec.weight}")
 
     def set_tenant(self, spec: TenantSpec) -> None:
         self._world.step(f"tenant weight {spec.weight}")

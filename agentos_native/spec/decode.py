@@ -111,6 +111,7 @@ _memory: Final = _quantity(quantities.parse_memory)
 _cpu_limit: Final = _optional(_quantity(quantities.parse_cpu, 10, quantities.format_cpu))
 """cpu.max refuses a quota below 1000 µs of its period of 100 ms."""
 _memory_limit: Final = _optional(_quantity(quantities.parse_memory, 2**20, quantities.format_memory))
+_rate: Final = _optional(_quantity(quantities.parse_rate, 1000, quantities.format_rate))
 _weight: Final = _whole(1, 10000)
 _count: Final = 2**63 - 1
 
@@ -121,6 +122,7 @@ _FIELDS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
         "read_iops": _optional(_quantity(quantities.parse_memory, 1)),
         "write_iops": _optional(_quantity(quantities.parse_memory, 1)),
     },
+    model.NetworkRates: {"egress": _rate, "ingress": _rate},
     model.Requests: {"cpu": _cpu, "memory": _memory},
     model.Limits: {"cpu": _cpu_limit, "memory": _memory_limit, "pids": _optional(_whole(1, 4194304))},
     model.Resources: {"io_weight": _optional(_weight)},
@@ -144,7 +146,12 @@ _FIELDS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
         "rlimits": _mapping(names.check_rlimit, _whole(0, _count)),
         "timeout": _optional(_timeout),
     },
-    model.TenantLimits: {"cpu": _cpu_limit, "memory": _memory_limit, "agents": _optional(_whole(0, 1_000_000))},
+    model.TenantLimits: {
+        "cpu": _cpu_limit,
+        "memory": _memory_limit,
+        "agents": _optional(_whole(0, 1_000_000)),
+        "queued": _optional(_whole(0, 1_000_000)),
+    },
     model.TenantSpec: {"name": _string(functools.partial(names.check_name, what="tenant")), "weight": _weight},
 }
 

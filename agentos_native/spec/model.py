@@ -17,6 +17,13 @@ PRIORITIES: tuple[Priority, ...] = ("system", "high", "normal", "low", "idle")
 NetworkMode = Literal["none", "isolated", "egress"]
 RestartMode = Literal["never", "on-failure", "always"]
 Controller = Literal["cpu", "memory", "pids", "io"]
+Policy = Literal["maxmin", "drf", "utility", "priority"]
+POLICIES: tuple[Policy, ...] = ("maxmin", "drf", "utility", "priority")
+"""How a node divides among its tenants, and a tenant among its agents; `agentos_native.alloc.policies` says what each
+does. The first is the default."""
+Resource = Literal["cpu", "memory", "io", "network"]
+RESOURCES: tuple[Resource, ...] = ("cpu", "memory", "io", "network")
+"""What the closed loop moves; each can be switched off (`Settings.control`)."""
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):
@@ -32,11 +39,19 @@ class IoLimits(_Part, frozen=True, kw_only=True):
     write_iops: int | None = None
 
 
+class NetworkRates(_Part, frozen=True, kw_only=True):
+    """Bits per second: `egress` is what the agent sends, `ingress` what it receives (Kubernetes' bandwidth)."""
+
+    egress: int | None = None
+    ingress: int | None = None
+
+
 class Requests(_Part, frozen=True, kw_only=True):
     """Reservations: admission keeps their sum within the tenant and the machine."""
 
     cpu: int = 0
     memory: int = 0
+    network: NetworkRates | None = None
 
 
 class Limits(_Part, frozen=True, kw_only=True):
@@ -46,6 +61,7 @@ class Limits(_Part, frozen=True, kw_only=True):
     memory: int | None = None
     pids: int | None = None
     io: IoLimits | None = None
+    network: NetworkRates | None = None
 
 
 class Resources(_Part, frozen=True, kw_only=True):
@@ -115,17 +131,24 @@ class AgentSpec(_Part, frozen=True, kw_only=True):
 
 
 class TenantLimits(_Part, frozen=True, kw_only=True):
+    """`agents` run at once; `queued` wait for their start at once (None: `Settings.queue_limit`)."""
+
     cpu: int | None = None
     memory: int | None = None
     agents: int | None = None
+    queued: int | None = None
 
 
 class TenantSpec(_Part, frozen=True, kw_only=True):
-    """An owner of agents. `priority` is honoured only from an administrator (uid 0)."""
+    """An owner of agents. `priority` is honoured only from an administrator (uid 0).
+
+    `policy`: how its share is divided among its agents (None: the node's).
+    """
 
     name: str
     weight: int = 100
     priority: Priority = "normal"
+    policy: Policy | None = None
     requests: Requests = Requests()
     limits: TenantLimits = TenantLimits()
 

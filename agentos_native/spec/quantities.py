@@ -82,6 +82,17 @@ def parse_memory(text: str) -> int:
     return int(size)
 
 
+def parse_rate(text: str) -> int:
+    """Bits per second of a network rate, as Kubernetes writes bandwidth: ``10M`` → 10000000, ``1Gi`` → 2³⁰."""
+    hint = "write bits per second as 10M, 1G or a number"
+    rate = parse_quantity(text, hint)
+    if rate > MAX_BYTES:
+        raise _refuse(text, "is out of range", hint)
+    if rate.denominator != 1:
+        raise _refuse(text, "is not a whole number of bits per second", hint)
+    return int(rate)
+
+
 def parse_duration(text: str) -> float:
     """Seconds of a duration: ``10``, ``0.5``, ``1s``, ``500ms``, ``1m30s``, ``2h``."""
     hint = "write a time as 10s, 500ms, 1m30s, 2h or a number of seconds"
@@ -112,6 +123,10 @@ def format_memory(size: int) -> str:
         if size and size % 1000**power == 0:
             return f"{size // 1000**power}{letter}"
     return str(size)
+
+
+format_rate = format_memory
+"""The shortest exact quantity, by the same suffixes."""
 
 
 def format_duration(seconds: float) -> str:

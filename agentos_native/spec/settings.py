@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec import names, quantities
+from agentos_native.spec import model, names, quantities
 from agentos_native.spec.tree import Place, clip, fail
 
 DEFAULT_STATE_DIR: Final = "/var/lib/agentos"
@@ -34,6 +34,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     init: str | None = None
     on_exit: Literal["stop", "keep"] = "stop"
     network: Literal["required", "off"] = "required"
+    policy: model.Policy = "maxmin"
+    control: tuple[model.Resource, ...] = model.RESOURCES
+    network_rate: int | None = None
+    queue_limit: int = 100
+    record: int = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,31 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return read
 
 
+def _resources(text: str) -> tuple[str, ...]:
+    if text == "none":
+        return ()
+    wanted = [word.strip() for word in text.split(",")]
+    for word in wanted:
+        if word not in model.RESOURCES:
+            known = ", ".join(model.RESOURCES)
+            raise AgentosError("invalid-value", f"{clip(word)} is not one of {known}", hint="or none for none of them")
+    return tuple(name for name in model.RESOURCES if name in wanted)
+
+
+def _rate(text: str) -> int:
+    rate = quantities.parse_rate(text)
+    if rate < 1_000_000:
+        raise AgentosError("out-of-range", f"{text!r} is out of range", hint="at least 1M bits per second")
+    return rate
+
+
+def _record(text: str) -> int:
+    size = 0 if text == "off" else quantities.parse_memory(text)
+    if size and size < 2**20:
+        raise AgentosError("out-of-range", f"{text!r} is out of range", hint="at least 1Mi, or off")
+    return size
+
+
 TABLE: Final[tuple[Setting, ...]] = (
     Setting("node", "NAME", names.check_node, str, "name that everything of this supervisor carries on the host"),
     Setting(
@@ -110,6 +140,22 @@ TABLE: Final[tuple[Setting, ...]] = (
         "on_exit", "stop|keep", _choice("stop", "keep"), str, "what becomes of agents when the supervisor is stopped"
     ),
     Setting("network", "required|off", _choice("required", "off"), str, "off: only agents without network can run"),
+    Setting(
+        "policy", "NAME", _choice(*model.POLICIES), str, "how tenants share: maxmin (default), drf, utility or priority"
+    ),
+    Setting(
+        *("control", "LIST", _resources, lambda names_: ",".join(names_) or "none"),
+        "resources that are moved between agents: cpu,memory,io,network (all), or none",
+    ),
+    Setting(
+        *("network_rate", "RATE", _rate, quantities.format_rate),
+        "bits per second of the machine's uplink, to be shared; without it only limits are kept",
+    ),
+    Setting("queue_limit", "N", _count, str, "how many starts of a tenant may wait (100)"),
+    Setting(
+        *("record", "SIZE|off", _record, lambda size: quantities.format_memory(size) if size else "off"),
+        "size of the ring of recorded ticks in the state directory (16Mi)",
+    ),
 )
 """Every setting, in the order of the help."""
 

@@ -30,6 +30,9 @@ from agentos_native.supervisor.events import Events
 from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.loop.controllers import Controller, Notify
+from agentos_native.supervisor.loop.shares import Shares
+from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.options import INITS, Options
 from agentos_native.supervisor.recovery import Recovery
 from agentos_native.supervisor.registry import Registry, open_or_move_aside
@@ -38,8 +41,6 @@ from agentos_native.supervisor.routes_images import ImageRoutes
 from agentos_native.supervisor.routes_node import NodeRoutes
 from agentos_native.supervisor.routes_streams import StreamRoutes
 from agentos_native.supervisor.server import Server, application, bind
-from agentos_native.supervisor.tick import Ticker
-from agentos_native.supervisor.ticking import Shares
 from agentos_native.supervisor.userns import UsernsPool
 
 _log = logging.getLogger("agentos_native.supervisor")
@@ -112,8 +113,11 @@ class App:
         )
         stack.callback(network.close)
         capacity = admission.node_capacity()
-        self._shares = shares = Shares(Ticker(tree, capacity.cpu / 1000), settings.tick_period, self._look_after_rules)
-        agents = Agents()
+        agents, events = Agents(), Events()
+        notify = _notifier(agents, events)
+        ticker = Ticker(tree, capacity.cpu / 1000, notify)
+        controllers = self._controllers(notify)
+        self._shares = shares = Shares(ticker, settings.tick_period, self._look_after_rules, controllers)
         userns = UsernsPool(link.make_userns, block, agents.slots)
         stack.push_async_callback(userns.close)
         init_fd = open_init(settings.init)
@@ -126,7 +130,7 @@ class App:
             init_fd=init_fd,
             registry=registry,
             agents=agents,
-            events=Events(),
+            events=events,
             workers=workers,
             link=link,
             units=units,
@@ -143,6 +147,10 @@ class App:
         for spec in host.tenants.values():
             shares.set_tenant(spec)
         return host
+
+    def _controllers(self, notify: Notify) -> list[Controller]:
+        """Of the resources besides CPU that are moved on this node."""
+        return []
 
     def _look_after_rules(self) -> None:
         """After each tick. Where agents may do without a network, that it cannot be had is no news."""
@@ -247,6 +255,23 @@ class App:
                 os.write(fd, b"ready\n")
             os.close(fd)
         _log.info("answers on %s", self._options.settings.socket)
+
+
+def _notifier(agents: Agents, events: Events) -> Notify:
+    """Events about agents from the tick's thread: told in the event loop's, where events are made and read."""
+    loop = asyncio.get_running_loop()
+
+    def tell(kind: str, agent_id: str, detail: dict[str, Any]) -> None:
+        agent = agents.by_id(agent_id)
+        if agent is not None:
+            spec = agent.record.spec
+            events.add(kind, agent_id=agent_id, name=spec.name, tenant=spec.tenant, **detail)
+
+    def notify(kind: str, agent_id: str, **detail: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
+            loop.call_soon_threadsafe(tell, kind, agent_id, detail)
+
+    return notify
 
 
 def lock_state(directory: str) -> int:

@@ -148,11 +148,12 @@ class Applier:
         admission.admit(spec, others, host.tenants, host.capacity)
         if agent.run is not None:
             await host.workers.call(agent.run.group.update, settings, spec.allow_unenforced)
-            host.shares.change(agent.id, spec)
         record.spec, record.unenforced = spec, missing
         record.warnings = resources.warnings(spec, host.controllers)
         host.registry.save(record)
         write_spec(host.options.agent_dir(agent.id), record)
+        if agent.run is not None:
+            host.shares.change(resources.member(record, agent.run.group))
         self._lifecycle.runner.event(agent, "updated")
 
     async def _remove_surplus(self, documents: Sequence[Document]) -> list[ApplyResult | BaseException]:

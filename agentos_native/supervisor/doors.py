@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.images.model import Image
-from agentos_native.spec.model import AgentSpec, TenantSpec
+from agentos_native.spec.model import TenantSpec
+from agentos_native.supervisor.loop.controllers import Member
 
 T = TypeVar("T")
 
@@ -85,10 +86,10 @@ class Workers:
 
 
 class Shares(Protocol):
-    """The allocator's side of an agent's life (`ticking.Shares`)."""
+    """The allocator's side of an agent's life (`loop.shares.Shares`)."""
 
-    def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None: ...
+    def add(self, member: Member) -> None: ...
     def remove(self, agent_id: str) -> None: ...
-    def change(self, agent_id: str, spec: AgentSpec) -> None: ...
+    def change(self, member: Member) -> None: ...
     def set_tenant(self, spec: TenantSpec) -> None: ...
     def remove_tenant(self, name: str) -> None: ...

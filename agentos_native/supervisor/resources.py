@@ -8,11 +8,19 @@ from collections.abc import Collection
 from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, IoLimits
+from agentos_native.supervisor.doors import Group
+from agentos_native.supervisor.loop.controllers import Member
+from agentos_native.supervisor.registry import Record
 
 
 def group_ref(agent_id: str, spec: AgentSpec) -> GroupRef:
     """Which group is the agent's."""
     return GroupRef(spec.tenant, spec.priority, agent_id)
+
+
+def member(record: Record, group: Group) -> Member:
+    """The running agent as the closed loop sees it."""
+    return Member(record.id, record.slot, group_ref(record.id, record.spec), group.path, record.spec)
 
 
 def group_settings(spec: AgentSpec, state_dir: str) -> GroupSettings:

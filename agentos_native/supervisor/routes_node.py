@@ -15,9 +15,9 @@ from starlette.requests import Request
 from agentos_native import __version__
 from agentos_native.errors import AgentosError
 from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.loop.shares import Shares
 from agentos_native.supervisor.openapi import describe
 from agentos_native.supervisor.routes import Endpoint, Lines, flag, number, path_word
-from agentos_native.supervisor.ticking import Shares
 from agentos_native.supervisor.views import agent_view, node_view, tenant_names, tenant_view
 from agentos_native.wire import api
 

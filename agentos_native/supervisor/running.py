@@ -97,7 +97,7 @@ class Runner:
     def attend(self, agent: Agent, run: Run) -> None:
         """Take a running agent into the allocator's care and watch for its end (also after an adoption)."""
         spec = agent.record.spec
-        self._host.shares.add(agent.id, resources.group_ref(agent.id, spec), spec)
+        self._host.shares.add(resources.member(agent.record, run.group))
         if spec.timeout is not None:
             left = (agent.record.started_at or time.time()) + spec.timeout - time.time()
             loop = asyncio.get_running_loop()

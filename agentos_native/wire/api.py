@@ -24,13 +24,14 @@ CHANNEL_RESIZE: Final = 4
 CHANNEL_CLOSE: Final = 255
 """The second byte is the channel that the sender will not write to any more."""
 
-AgentState = Literal["pending", "starting", "running", "stopping", "exited", "failed", "paused", "backoff"]
-"""pending: made, not started; failed: a start failed (no program ran); backoff: waits for its next restart."""
+AgentState = Literal["pending", "queued", "starting", "running", "stopping", "exited", "failed", "paused", "backoff"]
+"""pending: made, not started; queued: waits for room (`QueuePlace`); failed: a start failed (no program ran); backoff:
+waits for its next restart."""
 LIVE_STATES: Final[frozenset[str]] = frozenset({"starting", "running", "stopping", "paused"})
 """States in which the agent holds processes, a cgroup and a network."""
 
 
-Action = Literal["created", "updated", "unchanged", "deleted", "absent"]
+Action = Literal["created", "queued", "updated", "unchanged", "deleted", "absent"]
 """What was done to one document's agent or tenant."""
 
 
@@ -47,6 +48,19 @@ class ErrorBody(_Body, kw_only=True):
 class AddressesBody(_Body, kw_only=True):
     ipv4: str | None = None
     ipv6: str | None = None
+
+
+class QueuePlace(_Body, kw_only=True):
+    """Where a start waits: its place among the node's waiting starts and within its tenant's queue, both from 1.
+
+    `waiting_for` says what does not fit, in words; `resource` is cpu, memory, agents or slots.
+    """
+
+    place: int
+    tenant_place: int
+    since: float
+    resource: str
+    waiting_for: str
 
 
 class Agent(_Body, kw_only=True):
@@ -82,6 +96,7 @@ class Agent(_Body, kw_only=True):
     timings: dict[str, float] = msgspec.field(default_factory=dict)
     usage: dict[str, Any] = msgspec.field(default_factory=dict)
     spec: dict[str, Any] = msgspec.field(default_factory=dict)
+    queue: QueuePlace | None = None
 
 
 class AgentList(_Body, kw_only=True):
@@ -89,10 +104,49 @@ class AgentList(_Body, kw_only=True):
 
 
 class RunRequest(_Body, kw_only=True):
-    """`start` false only makes it: attach first, then POST …/start, so that no output is missed."""
+    """`start` false only makes it: attach first, then POST …/start, so that no output is missed.
+
+    `wait` false: a start that does not fit is refused instead of queued.
+    """
 
     spec: dict[str, Any]
     start: bool = True
+    wait: bool = True
+
+
+class StartRequest(_Body, kw_only=True):
+    """`wait` as in `RunRequest`."""
+
+    wait: bool = True
+
+
+class ChangeRequest(_Body, kw_only=True):
+    """PATCH of an agent or tenant: `spec` holds only what is to change, written as users write it (null: no limit).
+
+    `dry_run`: only say who would gain and lose.
+    """
+
+    spec: dict[str, Any]
+    dry_run: bool = False
+
+
+class Effect(_Body, kw_only=True):
+    """What a change does to one agent's entitlement of one resource, in its unit (CPUs, bytes, bits per second)."""
+
+    tenant: str
+    name: str
+    agent_id: str
+    resource: str
+    before: float
+    after: float
+
+
+class ChangeResult(_Body, kw_only=True):
+    """`changed`: the fields that differ, by their written path (``resources.requests.cpu``): [before, after]."""
+
+    action: Action
+    changed: dict[str, list[Any]] = msgspec.field(default_factory=dict)
+    effects: list[Effect] = msgspec.field(default_factory=list)
 
 
 class StopRequest(_Body, kw_only=True):

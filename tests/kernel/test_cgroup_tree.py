@@ -17,7 +17,7 @@ import pytest
 
 from agentos_native.cgroup import AgentGroup, GroupRef, GroupSettings, Tree, discover
 from agentos_native.errors import AgentosError
-from agentos_native.supervisor.tick import Ticker
+from agentos_native.supervisor.loop.ticker import Ticker
 
 REF = GroupRef("home", "high", "0123456789ab")
 FORKS = "import os, time\nfor _ in range(3):\n os.fork()\ntime.sleep(1000)"

@@ -16,9 +16,9 @@ import pytest
 
 from agentos_native.alloc import use_numpy
 from agentos_native.cgroup import CgroupMount, GroupRef, Tree, sensors
-from agentos_native.supervisor import tick_meter
-from agentos_native.supervisor.tick import Ticker
-from agentos_native.supervisor.tick_rows import AllocationRow
+from agentos_native.supervisor.loop import meter as tick_meter
+from agentos_native.supervisor.loop.rows import AllocationRow
+from agentos_native.supervisor.loop.ticker import Ticker
 from tests.kernelmodel import Group
 
 CPUS = 2.0

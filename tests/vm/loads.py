@@ -8,8 +8,8 @@ import time
 from types import TracebackType
 
 from agentos_native.cgroup import AgentGroup, GroupRef, GroupSettings, Tree, discover
-from agentos_native.supervisor.tick import Ticker
-from agentos_native.supervisor.tick_rows import AllocationRow
+from agentos_native.supervisor.loop.rows import AllocationRow
+from agentos_native.supervisor.loop.ticker import Ticker
 
 CPUS = float(os.cpu_count() or 1)
 BUSY = ("sh", "-c", "while :; do :; done")

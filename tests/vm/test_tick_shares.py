@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agentos_native.supervisor.tick_rows import AllocationRow
+from agentos_native.supervisor.loop.rows import AllocationRow
 from tests.vm.loads import CPUS, SLEEPY, Load
 
 TOLERANCE = 0.03 * CPUS

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from typing import Final
 
 from agentos_native.cgroup import GroupRef, GroupSettings, Tree, discover
-from agentos_native.supervisor.tick import Ticker
+from agentos_native.supervisor.loop.ticker import Ticker
 from tools.benches.place import BenchError, Place, cgroup2_mount
 from tools.benches.programs import LineProgram
 from tools.benches.report import Row, judge

@@ -26,11 +26,11 @@ from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import PRIORITIES, Priority
-from agentos_native.supervisor.tick_groups import GroupFiles, differs
-from agentos_native.supervisor.tick_meter import Measured, Meter, Sample
-from agentos_native.supervisor.tick_rows import AllocationRow, build, explain
-from agentos_native.supervisor.tick_slots import Agent, Slots, Tenant
-from agentos_native.supervisor.tick_trims import TrimState
+from agentos_native.supervisor.loop.groups import GroupFiles, differs
+from agentos_native.supervisor.loop.meter import Measured, Meter, Sample
+from agentos_native.supervisor.loop.rows import AllocationRow, build, explain
+from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
+from agentos_native.supervisor.loop.trims import TrimState
 
 COMPILE_FROM: Final = 600
 """Agents from which the compiled engine is worth its memory (over 100 MB, which is 0.2 MB for each of 500 agents).
@@ -68,6 +68,28 @@ class TickResult:
     gone: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Turn:
+    """One tick for whoever records it.
+
+    Attributes:
+        time: time.monotonic().
+        agents, tenants: in the order of the problem.
+        used: CPUs that each agent used since the last tick (0 in the first), shape (n,).
+    """
+
+    time: float
+    agents: tuple[Agent, ...]
+    tenants: tuple[str, ...]
+    inputs: alloc.Inputs
+    outcome: alloc.Outcome
+    used: Floats
+    writes: int
+    failures: int
+    duration: float
+    engine: str
+
+
 class Ticker:
     """Owns the slots, their sensors and the weights of every group in the tree.
 
@@ -88,6 +110,7 @@ class Ticker:
         compile_from: int = COMPILE_FROM,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.on_turn: Callable[[Turn], None] | None = None
         self._clock = clock
         self._tree = tree
         self._cpus = cpus
@@ -102,12 +125,13 @@ class Ticker:
         self._demand: Floats = np.zeros(self._slots.capacity)
         self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
         self._entitled: Floats = np.zeros(self._slots.capacity)
-        self._trims = TrimState(self._slots.capacity, cpus)
+        self._trims = TrimState(self._slots.capacity)
         self._reported: set[str] = set()
         self._warm = Warm()
         self._last: Sample | None = None
         self._before_last: Sample | None = None
         self._capacity = cpus
+        self._used: Floats = np.zeros(0)  # since the last tick, in the plan's order
         self._refreshed = 0.0
 
     @property
@@ -209,21 +233,42 @@ class Ticker:
             slots = self._slots.plan().slots
             sample = self._meter.read(slots, now)
             gone = self._report_gone()
+            self._used = np.zeros(len(slots))
             if self._last is not None and now - self._last.time > 1e-3:
-                self._update(self._meter.between(self._last, sample, slots, self._slots.limit[slots]))
-            problem = self._slots.problem(self._capacity, self._demand[slots])
-            solution = alloc.solve(problem, self._warm)
-            self._entitled[slots] = solution.share
+                measured = self._meter.between(self._last, sample, slots, self._slots.limit[slots])
+                self._update(measured)
+                self._used = measured.used
+            inputs = self._inputs(now)
+            engine = alloc.engine()
+            outcome = alloc.turn(inputs)
+            self._warm, self._entitled[slots] = outcome.warm, outcome.solution.share
             writes, failures = 0, 0
             if self.enforced:
-                trims = self._trims.step(self._slots, problem, solution, now)
+                assert outcome.trims is not None
+                self._trims.keep(self._slots, outcome.trims)
                 self._refresh(now)
-                writes, failures = self._write(alloc.kernel_weights(problem, solution, trims))
+                writes, failures = self._write(outcome.weights)
             self._before_last, self._last = self._last, sample
             self._meter.keep(sample)
             self._load_engine(len(slots))
             duration = time.perf_counter() - began
-            return TickResult(len(slots), writes, failures, duration, self._capacity, alloc.engine(), gone)
+            if self.on_turn is not None:
+                names = tuple(tenant.name for tenant in self._slots.plan().tenants)
+                agents = tuple(self._slots.at(slot) for slot in slots.tolist())
+                self.on_turn(Turn(now, agents, names, inputs, outcome, self._used, writes, failures, duration, engine))
+            return TickResult(len(slots), writes, failures, duration, self._capacity, engine, gone)
+
+    def _inputs(self, now: float) -> alloc.Inputs:
+        """All that this turn goes by."""
+        elapsed = now - self._last.time if self._last is not None else 0.0
+        return alloc.Inputs(
+            problem=self._slots.problem(self._capacity, self._demand[self._slots.plan().slots]),
+            warm=self._warm,
+            trims=self._trims.current(self._slots) if self.enforced else None,
+            experience=self._trims.experience(self._slots) if self.enforced else None,
+            cpus=self._cpus,
+            elapsed=elapsed,
+        )
 
     def _report_gone(self) -> tuple[str, ...]:
         status = self._meter.sensors.status
@@ -303,7 +348,7 @@ class Ticker:
         """One row for each agent, by tenant and tier.
 
         Args:
-            window: seconds to average over, at most `tick_meter.KEPT`; what agents are entitled to then follows from
+            window: seconds to average over, at most `meter.KEPT`; what agents are entitled to then follows from
                 their mean demand. None: since the tick before the last, with the demand that the last tick went by.
         """
         with self._lock:

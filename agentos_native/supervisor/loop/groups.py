@@ -9,7 +9,7 @@ from agentos_native.alloc.waterfill import Indices, Truths
 from agentos_native.cgroup import Tree
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.spec.model import PRIORITIES
-from agentos_native.supervisor.tick_slots import Plan
+from agentos_native.supervisor.loop.slots import Plan
 
 RISE, FALL = 1.02, 0.95
 """Hysteresis: a weight is written when it leaves this range around what the file holds."""

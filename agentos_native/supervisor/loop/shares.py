@@ -10,13 +10,13 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentos_native.cgroup import GroupRef
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import AgentSpec, TenantSpec
-from agentos_native.supervisor.tick import Ticker
+from agentos_native.spec.model import TenantSpec
+from agentos_native.supervisor.loop.controllers import Controller, Member
+from agentos_native.supervisor.loop.ticker import Ticker
 
 _log = logging.getLogger("agentos_native.supervisor")
 
@@ -27,12 +27,17 @@ class Shares:
     Args:
         period: seconds between two ticks.
         chore: done after each tick in the same thread (the network looks after its table there).
+        controllers: of the other resources, each called at its own pace after a tick.
     """
 
-    def __init__(self, ticker: Ticker, period: float, chore: Callable[[], object]) -> None:
+    def __init__(
+        self, ticker: Ticker, period: float, chore: Callable[[], object], controllers: Sequence[Controller] = ()
+    ) -> None:
         self._ticker = ticker
         self._period = period
         self._chore = chore
+        self._controllers = list(controllers)
+        self._due = [0.0] * len(self._controllers)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
         self._trouble = ""
@@ -47,6 +52,8 @@ class Shares:
         if self._thread.is_alive():
             self._thread.join()
         self._ticker.close()
+        for controller in self._controllers:
+            controller.close()
 
     def _loop(self) -> None:
         due = time.monotonic() + self._period
@@ -56,37 +63,59 @@ class Shares:
             due = max(due + self._period, time.monotonic())
 
     def _turn(self) -> None:
-        try:
-            self._ticker.tick(time.monotonic())
-            self._chore()
-            self._trouble = ""
-        except (AgentosError, OSError, ValueError, ArithmeticError) as error:
-            # The next one is tried all the same; the same trouble is told once.
-            if str(error) != self._trouble:
-                _log.warning("a tick failed: %s", error)
-            self._trouble = str(error)
+        steps: list[Callable[[], object]] = [lambda: self._ticker.tick(time.monotonic()), self._control, self._chore]
+        trouble = ""
+        for step in steps:
+            try:
+                step()
+            except (AgentosError, OSError, ValueError, ArithmeticError) as error:
+                # The others and the next turn are tried all the same; the same trouble is told once.
+                trouble = str(error)
+                if trouble != self._trouble:
+                    _log.warning("a tick failed: %s", error)
+        self._trouble = trouble
 
-    def add(self, agent_id: str, ref: GroupRef, spec: AgentSpec) -> None:
+    def _control(self) -> None:
+        """The turns of the other resources that are due."""
+        for index, controller in enumerate(self._controllers):
+            now = time.monotonic()
+            if now >= self._due[index]:
+                self._due[index] = now + controller.period - self._period / 2
+                controller.turn(now)
+
+    def add(self, member: Member) -> None:
         """An agent runs."""
+        spec = member.spec
         requests, limits = spec.resources.requests, spec.resources.limits
-        self._ticker.add(agent_id, ref, spec.weight, requests.cpu, limits.cpu, spec.type)
+        self._ticker.add(member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type)
+        for controller in self._controllers:
+            controller.add(member)
 
     def remove(self, agent_id: str) -> None:
         """It has ended."""
         self._ticker.remove(agent_id)
+        for controller in self._controllers:
+            controller.remove(agent_id)
 
-    def change(self, agent_id: str, spec: AgentSpec) -> None:
+    def change(self, member: Member) -> None:
         """Its weight, request or limit is another now."""
+        spec = member.spec
         requests, limits = spec.resources.requests, spec.resources.limits
-        self._ticker.change(agent_id, spec.weight, requests.cpu, limits.cpu)
+        self._ticker.change(member.agent_id, spec.weight, requests.cpu, limits.cpu)
+        for controller in self._controllers:
+            controller.change(member)
 
     def set_tenant(self, spec: TenantSpec) -> None:
         """A tenant is declared, or declared anew."""
         self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
+        for controller in self._controllers:
+            controller.set_tenant(spec)
 
     def remove_tenant(self, name: str) -> None:
         """Its declaration is gone."""
         self._ticker.remove_tenant(name)
+        for controller in self._controllers:
+            controller.remove_tenant(name)
 
     def rows(self, window: float | None = None) -> list[dict[str, Any]]:
         """The allocator's view of each agent, in CPUs; averaged over the last `window` seconds."""

@@ -11,8 +11,8 @@ from agentos_native.alloc import TIERS, Problem, Solution
 from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Indices
 from agentos_native.spec.model import PRIORITIES
-from agentos_native.supervisor.tick_meter import Measured
-from agentos_native.supervisor.tick_slots import Agent, Slots
+from agentos_native.supervisor.loop.meter import Measured
+from agentos_native.supervisor.loop.slots import Agent, Slots
 
 Bound = Literal["request", "limit", "demand", "share"]
 

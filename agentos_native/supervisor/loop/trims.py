@@ -6,10 +6,10 @@ from typing import Final
 
 import numpy as np
 
-from agentos_native.alloc import TIERS, Problem, Solution, Trims, trim
+from agentos_native.alloc import TIERS, Experience, Trims
 from agentos_native.alloc.waterfill import Floats
-from agentos_native.supervisor.tick_meter import Measured
-from agentos_native.supervisor.tick_slots import Plan, Slots
+from agentos_native.supervisor.loop.meter import Measured
+from agentos_native.supervisor.loop.slots import Plan, Slots
 
 SMOOTHING: Final = 4.0
 """Seconds over which use is averaged before it is compared with what was promised."""
@@ -20,18 +20,15 @@ class TrimState:
 
     Args:
         slots: how many to begin with.
-        cpus: of the machine.
     """
 
-    def __init__(self, slots: int, cpus: float) -> None:
-        self._cpus = cpus
+    def __init__(self, slots: int) -> None:
         self._used: Floats = np.zeros(slots)
         self._due: Floats = np.zeros(slots)
         self._agent: Floats = np.ones(slots)
         self._unknown = np.ones(slots, dtype=bool)  # not measured yet
         self._groups: dict[str, tuple[float, Floats]] = {}  # tenant's name -> its factor, its tiers' factors
         self._steady = False
-        self._last: float | None = None
         self._plan: Plan | None = None
 
     def grow(self, more: int) -> None:
@@ -59,21 +56,27 @@ class TrimState:
         self._plan = plan
         self._steady = steady
 
-    def step(self, slots: Slots, problem: Problem, solution: Solution, now: float) -> Trims:
-        """The trims to write with, carried on by what has been measured."""
+    def current(self, slots: Slots) -> Trims:
+        """The trims so far, of the present plan."""
         plan = slots.plan()
         none = (1.0, np.ones(TIERS))
         groups = [self._groups.get(tenant.name, none) for tenant in plan.tenants]
-        trims = Trims(
+        return Trims(
             self._agent[plan.slots],
             np.array([tiers for _, tiers in groups]).reshape(len(groups), TIERS),
             np.array([factor for factor, _ in groups]),
         )
-        elapsed, self._last = now - (self._last if self._last is not None else now), now
-        if self._steady and not self._unknown[plan.slots].any():
-            seen = trim.Experience(self._used[plan.slots], self._due[plan.slots])
-            trims = trim.step(trims, problem, solution, seen, self._cpus, elapsed)
-            self._agent[plan.slots] = trims.agent
+
+    def experience(self, slots: Slots) -> Experience | None:
+        """What the agents of the present plan had and were due; None while nothing can be concluded from it."""
+        plan = slots.plan()
+        if not self._steady or self._unknown[plan.slots].any():
+            return None
+        return Experience(self._used[plan.slots], self._due[plan.slots])
+
+    def keep(self, slots: Slots, trims: Trims) -> None:
+        """Take over what a turn has made of `current`."""
+        plan = slots.plan()
+        self._agent[plan.slots] = trims.agent
         factors = zip(plan.tenants, trims.tenant.tolist(), trims.group, strict=True)
         self._groups = {tenant.name: (factor, tiers) for tenant, factor, tiers in factors}
-        return trims
