@@ -6,7 +6,7 @@ for the rest, so it guards itself with a lock. Nothing a group does may make `tu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -59,6 +59,15 @@ class Controller(Protocol):
     def rows(self) -> dict[str, dict[str, Any]]:
         """By agent id: request, limit, demand, entitled, measured (in the resource's unit), bound, and what else the
         controller knows; the same words as `rows.AllocationRow`."""
+
+    def fractions(self) -> Mapping[str, float]:
+        """By agent id: the part of the machine's resource that it wants, 0..1, for policies over several resources."""
+
+    def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
+        """By agent id: what each would be entitled to if these specs (by agent id, by name) replaced today's ones.
+
+        With nothing replaced it is what they are entitled to now. Writes nothing.
+        """
 
     def close(self) -> None:
         """Let go of files; what is written stays."""
