@@ -1,9 +1,9 @@
-"""What the tick tells people: one row for each agent, and the explanation of a row in words."""
+"""What the tick tells people of each agent: one row of figures (`explain` says in words why they are so)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Indices
 from agentos_native.spec.model import PRIORITIES
 from agentos_native.supervisor.loop.meter import Measured
-from agentos_native.supervisor.loop.slots import Agent, Slots
+from agentos_native.supervisor.loop.slots import Slots
 
 Bound = Literal["request", "limit", "demand", "share"]
 
@@ -98,43 +98,3 @@ def build(
             )
         )
     return rows
-
-
-_REASONS: dict[Bound, str] = {
-    "demand": "it has all it can use",
-    "limit": "it has all that its limit allows",
-    "request": "its weight alone would give it less: its reservation lifts it",
-    "share": "others want the processor too: it has its share by weight",
-}
-_REMEDIES: dict[Bound, str] = {
-    "demand": "nothing gives it more: it waits for something other than the processor",
-    "limit": "a higher limit (resources.limits.cpu) gives it more",
-    "request": "a higher reservation, or a weight above its neighbours', gives it more",
-    "share": "a higher weight, a reservation, a higher priority or a heavier tenant gives it more",
-}
-
-
-def explain(agent: Agent, rows: list[AllocationRow]) -> dict[str, Any]:
-    """Why the agent of `rows` has what it has: the figures, who is at the water level with it, and words."""
-    row = next(row for row in rows if row.agent_id == agent.agent_id)
-    siblings = [other for other in rows if (other.tenant, other.tier) == (row.tenant, row.tier)]
-    at_level = [other.agent_id for other in siblings if other.bound == "share"]
-    higher = [
-        other.agent_id
-        for other in rows
-        if other.tenant == row.tenant and PRIORITIES.index(other.tier) < PRIORITIES.index(row.tier)
-    ]
-    limit = "none" if row.limit is None else f"{row.limit:.3f}"
-    words = [
-        f"entitled to {row.entitled:.3f} of {row.capacity:.2f} CPUs: {_REASONS[row.bound]};"
-        f" measured {row.measured:.3f} over {row.window:.1f} s",
-        f"demand {row.demand:.3f}, reservation {row.request:.3f}, limit {limit}, weight {row.weight}, tier {row.tier}",
-        f"its tenant {row.tenant} (weight {row.tenant_weight}) has {row.tenant_share:.3f}, of which its tier has"
-        f" {row.tier_share:.3f} for {len(siblings)} agents",
-    ]
-    if higher:
-        words.append(f"{len(higher)} agents of its tenant have a higher priority and are served first")
-    if row.level is not None:
-        words.append(f"water level: {row.level:.3f} CPUs for each 100 of weight, {len(at_level)} agents are at it")
-    words.append(_REMEDIES[row.bound])
-    return {**vars(row), "siblings": len(siblings), "at_level": at_level, "higher": higher, "words": words}

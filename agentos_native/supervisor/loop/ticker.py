@@ -26,11 +26,13 @@ from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import PRIORITIES, Priority
+from agentos_native.supervisor.loop.explain import Namer, View, explain
 from agentos_native.supervisor.loop.groups import GroupFiles, differs
 from agentos_native.supervisor.loop.meter import Measured, Meter, Sample
-from agentos_native.supervisor.loop.rows import AllocationRow, build, explain
-from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
+from agentos_native.supervisor.loop.rows import AllocationRow, build
+from agentos_native.supervisor.loop.slots import Agent, Plan, Slots, Tenant
 from agentos_native.supervisor.loop.trims import TrimState
+from agentos_native.supervisor.loop.whatif import Change, Present, copied
 
 COMPILE_FROM: Final = 600
 """Agents from which the compiled engine is worth its memory (over 100 MB, which is 0.2 MB for each of 500 agents).
@@ -74,8 +76,9 @@ class Turn:
 
     Attributes:
         time: time.monotonic().
-        agents, tenants: in the order of the problem.
-        used: CPUs that each agent used since the last tick (0 in the first), shape (n,).
+        agents, tenants: in the order of the problem; the same objects while nobody comes, goes or changes.
+        used, stalled: CPUs that each agent used since the last tick, and the fraction of that time in which it waited
+            (0 and NaN in the first, NaN without PSI), shape (n,).
     """
 
     time: float
@@ -84,6 +87,7 @@ class Turn:
     inputs: alloc.Inputs
     outcome: alloc.Outcome
     used: Floats
+    stalled: Floats
     writes: int
     failures: int
     duration: float
@@ -124,6 +128,7 @@ class Ticker:
         self._groups = GroupFiles(tree)
         self._demand: Floats = np.zeros(self._slots.capacity)
         self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
+        self._unheld: Floats = np.zeros(self._slots.capacity)  # the last estimate of demand, not cut by the limit
         self._entitled: Floats = np.zeros(self._slots.capacity)
         self._trims = TrimState(self._slots.capacity)
         self._reported: set[str] = set()
@@ -132,6 +137,8 @@ class Ticker:
         self._before_last: Sample | None = None
         self._capacity = cpus
         self._used: Floats = np.zeros(0)  # since the last tick, in the plan's order
+        self._stalled: Floats = np.zeros(0)
+        self._told: tuple[Plan, tuple[Agent, ...], tuple[str, ...]] | None = None  # for `on_turn`
         self._refreshed = 0.0
 
     @property
@@ -173,7 +180,7 @@ class Ticker:
             if self.enforced:
                 self._weights.open(slot, path)
             self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
-            self._tasks[slot] = 0
+            self._tasks[slot], self._unheld[slot] = 0, self._cpus
             self._trims.add(slot)
 
     def _grow(self) -> None:
@@ -182,7 +189,7 @@ class Ticker:
             self._meter.grow(self._slots.capacity)
             self._weights.grow(self._slots.capacity)
             self._trims.grow(more)
-            for name in ("_demand", "_tasks", "_entitled"):
+            for name in ("_demand", "_unheld", "_tasks", "_entitled"):
                 setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
 
     def change(
@@ -201,6 +208,8 @@ class Ticker:
                 return
             limit = _cpus(cpu_limit_millis)
             self._slots.change(replace(agent, weight=weight, request=cpu_request_millis / 1000, limit=limit))
+            if self.enforced:
+                self._weights.refresh(agent.slot)  # its settings have been written, its weight among them
 
     def remove(self, agent_id: str) -> None:
         """Forget an agent and close its files; nothing happens when it is not there."""
@@ -233,11 +242,11 @@ class Ticker:
             slots = self._slots.plan().slots
             sample = self._meter.read(slots, now)
             gone = self._report_gone()
-            self._used = np.zeros(len(slots))
+            self._used, self._stalled = np.zeros(len(slots)), np.full(len(slots), np.nan)
             if self._last is not None and now - self._last.time > 1e-3:
                 measured = self._meter.between(self._last, sample, slots, self._slots.limit[slots])
                 self._update(measured)
-                self._used = measured.used
+                self._used, self._stalled = measured.used, measured.stalled
             inputs = self._inputs(now)
             engine = alloc.engine()
             outcome = alloc.turn(inputs)
@@ -253,10 +262,18 @@ class Ticker:
             self._load_engine(len(slots))
             duration = time.perf_counter() - began
             if self.on_turn is not None:
-                names = tuple(tenant.name for tenant in self._slots.plan().tenants)
-                agents = tuple(self._slots.at(slot) for slot in slots.tolist())
-                self.on_turn(Turn(now, agents, names, inputs, outcome, self._used, writes, failures, duration, engine))
+                agents, names = self._participants()
+                seen = (self._used, self._stalled)
+                self.on_turn(Turn(now, agents, names, inputs, outcome, *seen, writes, failures, duration, engine))
             return TickResult(len(slots), writes, failures, duration, self._capacity, engine, gone)
+
+    def _participants(self) -> tuple[tuple[Agent, ...], tuple[str, ...]]:
+        """Agents and tenants of the present plan, made once for each plan."""
+        plan = self._slots.plan()
+        if self._told is None or self._told[0] is not plan:
+            agents = tuple(self._slots.at(slot) for slot in plan.slots.tolist())
+            self._told = (plan, agents, tuple(tenant.name for tenant in plan.tenants))
+        return self._told[1:]
 
     def _inputs(self, now: float) -> alloc.Inputs:
         """All that this turn goes by."""
@@ -301,6 +318,7 @@ class Ticker:
         unknown = np.isnan(measured.stalled)
         wanted = demand.estimate(measured.used, measured.stalled)
         wanted = np.where(unknown, demand.without_pressure(measured.used, self._entitled[slots]), wanted)
+        self._unheld[slots] = np.minimum(wanted, self._cpus)
         wanted = np.minimum(wanted, np.minimum(self._slots.limit[slots], self._cpus))
         # threads are counted only for those that would otherwise get more than their last known number allows
         for index in np.flatnonzero(wanted > np.maximum(self._tasks[slots], 1.0)).tolist():
@@ -372,10 +390,26 @@ class Ticker:
             kernel = self._weights.written if self.enforced else np.full(self._slots.capacity, UNKNOWN)
             return build(self._slots, problem, alloc.solve(problem), measured, self._meter.sensors.usage, kernel)
 
-    def explain(self, agent_id: str) -> dict[str, Any]:
+    def present(self) -> Present:
+        """The problem as it stands, to be solved again with something changed."""
+        with self._lock:
+            slots = copied(self._slots)
+            # what a limit holds back is wanted all the same: a change of the limit would show it
+            held = self._demand >= slots.limit - HUNGRY
+            wanted = np.where(held, np.maximum(self._demand, self._unheld), self._demand)
+            return Present(slots, wanted, self._capacity, self._cpus)
+
+    def entitled(self, change: Change | None = None) -> dict[str, float]:
+        """By agent id: what each would be entitled to after `change`, in CPUs."""
+        return self.present().entitled(change)
+
+    def explain(self, agent_id: str, name: Namer = str) -> dict[str, Any]:
         """Why this agent has what it has: figures and words; AgentosError ``no-such-agent``."""
         with self._lock:
-            return explain(self._agent(agent_id), self.rows())
+            self._agent(agent_id)
+            trims = self._trims.current(self._slots) if self.enforced else None
+            view = View(self.rows(), self.present(), trims)
+        return explain(agent_id, view, name)
 
 
 def _cpus(millis: int | None) -> float:

@@ -1,0 +1,98 @@
+"""The derivation of a share as text: one equation a line, with its numbers in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from agentos_native.supervisor.loop.derivation import Figures
+
+Namer = Callable[[str], str]
+
+
+def _n(value: float | None) -> str:
+    """Enough digits to compute with."""
+    return "none" if value is None else f"{value:.6g}"
+
+
+def equations(figures: Figures, agent_id: str, written: int | None, name: Namer) -> list[str]:
+    """The levels from the machine down to the agent, then its weight; `written` is what the kernel's file holds."""
+    machine, tenants = figures["machine"], figures["tenants"]
+    lines = [f"machine: {_n(machine['capacity'])} CPUs, of which nobody wants {_n(machine['slack'])}"]
+    lines += _priorities(machine["capacity"], machine["priorities"])
+    lines.append(f"tenants of priority {tenants['tier']}: {_head(tenants)}")
+    lines += _members(tenants, lambda member: str(member["tenant"]))
+    own = figures["priorities"]
+    lines.append(f"priorities within {figures['tenant']}: {_n(own['capacity'])} CPUs")
+    lines += _priorities(own["capacity"], own["priorities"])
+    agents = figures["agents"]
+    lines.append(f"agents of {figures['tenant']} with priority {figures['tier']}: {_head(agents)}")
+    lines += _members(agents, lambda member: name(member["agent_id"]))
+    return [*lines, *_kernel(figures["kernel"], agent_id, written)]
+
+
+def _priorities(capacity: float, rows: list[Figures]) -> Iterable[str]:
+    floors = sum(row["floor"] for row in rows)
+    if floors > capacity:
+        for row in rows:
+            yield f"  {row['tier']}: {_n(row['budget'])} = floor {_n(row['floor'])} · {_n(capacity)} / {_n(floors)}"
+        return
+    left = capacity - floors
+    for row in rows:
+        more = f"min(wanted {_n(row['wanted'])} - floor {_n(row['floor'])}, left {_n(left)})"
+        yield f"  {row['tier']}: {_n(row['budget'])} = floor {_n(row['floor'])} + {more}"
+        left -= row["budget"] - row["floor"]
+
+
+def _head(level: Figures) -> str:
+    budget = f"{_n(level['budget'])} CPUs"
+    if level["state"] == "satisfied":
+        return f"{budget}, everybody has its ceiling"
+    if level["state"] == "short":
+        return f"{budget}, less than the floors"
+    return f"{budget}, level λ = {_n(level['level'])} CPUs for each 1 of weight"
+
+
+def _members(level: Figures, name: Callable[[Figures], str]) -> Iterable[str]:
+    members = level["members"]
+    width = max(len(name(member)) for member in members)
+    floors = sum(member["floor"] for member in members)
+    for member in members:
+        share, floor, ceiling = (_n(member[key]) for key in ("share", "floor", "ceiling"))
+        if level["state"] == "satisfied":
+            rule = f"ceiling {ceiling}"
+        elif level["state"] == "short":
+            rule = f"floor {floor} · {_n(level['budget'])} / {_n(floors)}"
+        else:
+            linear = f"{_n(member['weight'])} · λ = {_n(member['weight'] * level['level'])}"
+            rule = f"clip({linear}, floor {floor}, ceiling {ceiling}): {member['at']}"
+        yield f"  {name(member).ljust(width)}  {share} = {rule}"
+        yield f"  {' ' * width}  {_bounds(member)}"
+
+
+def _bounds(member: Figures) -> str:
+    """Where floor and ceiling come from."""
+    floor, ceiling, limit = _n(member["floor"]), _n(member["ceiling"]), _n(member["limit"])
+    if "demand" in member:
+        return (
+            f"ceiling {ceiling} = min(limit {limit}, demand {_n(member['demand'])}),"
+            f" floor {floor} = min(reservation {_n(member['request'])}, ceiling)"
+        )
+    own = f"max(reservation {_n(member['request'])}, its agents' {_n(member['agents_floor'])})"
+    return (
+        f"ceiling {ceiling} = min(limit {limit}, its agents' {_n(member['agents_wanted'])}),"
+        f" floor {floor} = min({own}, ceiling)"
+    )
+
+
+def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str]:
+    due = kernel["due"]
+    yield f"kernel: cpu.weight is {'not written here' if written is None else written}, due {due}"
+    if kernel["rule"] == "alone":
+        yield "  alone in its group: its own weight"
+    elif kernel["rule"] == "w-rule":
+        own = next(member for member in kernel["members"] if member["agent_id"] == agent_id)
+        wake = f", reservation · {_n(kernel['wake'])} since it sleeps" if own["asleep"] else ", reservation"
+        yield f"  rate {_n(kernel['rate'])} = max(weight · λ = {_n(kernel['plain'])}{wake}) · trim {_n(own['trim'])}"
+        unit = f"unit {_n(kernel['unit'])} = λ {_n(kernel['level'])} · 2^{kernel['doublings']}"
+        rounding = "up" if kernel["lifted"] else "to the nearest"
+        yield f"  {due} = rate / {unit} = {_n(kernel['exact'])}, rounded {rounding}"
