@@ -31,6 +31,7 @@ from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.supervisor.loop.controllers import Controller, Notify
+from agentos_native.supervisor.loop.recorder import Recorder
 from agentos_native.supervisor.loop.shares import Shares
 from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.options import INITS, Options
@@ -118,6 +119,7 @@ class App:
         ticker = Ticker(tree, capacity.cpu / 1000, notify)
         controllers = self._controllers(notify)
         self._shares = shares = Shares(ticker, settings.tick_period, self._look_after_rules, controllers)
+        self._record(stack, ticker, controllers, agents, events)
         userns = UsernsPool(link.make_userns, block, agents.slots)
         stack.push_async_callback(userns.close)
         init_fd = open_init(settings.init)
@@ -147,6 +149,28 @@ class App:
         for spec in host.tenants.values():
             shares.set_tenant(spec)
         return host
+
+    def _record(
+        self,
+        stack: contextlib.AsyncExitStack,
+        ticker: Ticker,
+        controllers: list[Controller],
+        agents: Agents,
+        events: Events,
+    ) -> None:
+        """Keep every turn in the state directory, unless that is off."""
+        options = self._options
+        if not options.settings.record:
+            return
+
+        def name(agent_id: str) -> str | None:
+            agent = agents.by_id(agent_id)
+            return agent.record.spec.name if agent is not None else None
+
+        recorder = Recorder(options.state_dir, options.settings.record, name, self._warn)
+        ticker.on_turn, events.on_event = recorder.turn, recorder.event
+        recorder.start(controllers)
+        stack.callback(recorder.close)
 
     def _controllers(self, notify: Notify) -> list[Controller]:
         """Of the resources besides CPU that are moved on this node."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 from agentos_native.wire.api import Event
@@ -21,6 +21,7 @@ class Events:
         self._ring: deque[Event] = deque(maxlen=size)
         self._next = 1
         self._news = asyncio.Event()
+        self.on_event: Callable[[Event], None] | None = None
 
     def add(self, kind: str, *, agent_id: str = "", name: str = "", tenant: str = "", **detail: Any) -> Event:
         """Record one event and wake its followers."""
@@ -31,6 +32,8 @@ class Events:
         self._ring.append(event)
         self._news.set()
         self._news = asyncio.Event()
+        if self.on_event is not None:
+            self.on_event(event)
         return event
 
     def since(self, when: float = 0.0, after: int = 0) -> list[Event]:
