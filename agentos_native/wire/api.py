@@ -142,11 +142,15 @@ class Effect(_Body, kw_only=True):
 
 
 class ChangeResult(_Body, kw_only=True):
-    """`changed`: the fields that differ, by their written path (``resources.requests.cpu``): [before, after]."""
+    """`changed`: the fields that differ, by their written path (``resources.requests.cpu``): [before, after].
+
+    `effects` go by the demand that was measured lately; `warnings` say what the change may do besides.
+    """
 
     action: Action
     changed: dict[str, list[Any]] = msgspec.field(default_factory=dict)
     effects: list[Effect] = msgspec.field(default_factory=list)
+    warnings: list[str] = msgspec.field(default_factory=list)
 
 
 class StopRequest(_Body, kw_only=True):
@@ -191,7 +195,10 @@ class ApplyResult(_Body, kw_only=True):
 
 
 class ApplyResponse(_Body, kw_only=True):
+    """`effects`: of a dry run, who would gain and who lose."""
+
     results: list[ApplyResult]
+    effects: list[Effect] = msgspec.field(default_factory=list)
 
 
 class Tenant(_Body, kw_only=True):

@@ -10,15 +10,19 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import TenantSpec
+from agentos_native.spec.model import Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Controller, Member
+from agentos_native.supervisor.loop.explain import Namer
 from agentos_native.supervisor.loop.ticker import Ticker
+from agentos_native.supervisor.loop.whatif import Change, Moved, moved
 
 _log = logging.getLogger("agentos_native.supervisor")
+HASTE = 0.25
+"""Of a period: no sooner after a tick does a change bring about the next one, since less is too short to measure."""
 
 
 class Shares:
@@ -38,7 +42,9 @@ class Shares:
         self._chore = chore
         self._controllers = list(controllers)
         self._due = [0.0] * len(self._controllers)
+        self._members: dict[str, Member] = {}
         self._stop = threading.Event()
+        self._woken = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
         self._trouble = ""
 
@@ -49,6 +55,7 @@ class Shares:
     def close(self) -> None:
         """Stop after the running tick."""
         self._stop.set()
+        self._woken.set()
         if self._thread.is_alive():
             self._thread.join()
         self._ticker.close()
@@ -56,11 +63,22 @@ class Shares:
             controller.close()
 
     def _loop(self) -> None:
-        due = time.monotonic() + self._period
-        while not self._stop.wait(max(due - time.monotonic(), 0.0)):
+        last = time.monotonic()
+        due = last + self._period
+        while not self._stop.is_set():
+            if self._woken.wait(max(due - time.monotonic(), 0.0)):
+                self._woken.clear()
+                due = min(due, last + HASTE * self._period)
+                continue
             self._turn()
+            last = time.monotonic()
             # A tick that came late is not made up for: shares are computed from what was used since the last one.
-            due = max(due + self._period, time.monotonic())
+            due = max(due + self._period, last)
+
+    def _hurry(self) -> None:
+        """Something has been changed: let the next tick come soon, and with it every other resource's turn."""
+        self._due = [0.0] * len(self._controllers)
+        self._woken.set()
 
     def _turn(self) -> None:
         steps: list[Callable[[], object]] = [lambda: self._ticker.tick(time.monotonic()), self._control, self._chore]
@@ -87,12 +105,14 @@ class Shares:
         """An agent runs."""
         spec = member.spec
         requests, limits = spec.resources.requests, spec.resources.limits
+        self._members[member.agent_id] = member
         self._ticker.add(member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type)
         for controller in self._controllers:
             controller.add(member)
 
     def remove(self, agent_id: str) -> None:
         """It has ended."""
+        self._members.pop(agent_id, None)
         self._ticker.remove(agent_id)
         for controller in self._controllers:
             controller.remove(agent_id)
@@ -101,15 +121,18 @@ class Shares:
         """Its weight, request or limit is another now."""
         spec = member.spec
         requests, limits = spec.resources.requests, spec.resources.limits
+        self._members[member.agent_id] = member
         self._ticker.change(member.agent_id, spec.weight, requests.cpu, limits.cpu)
         for controller in self._controllers:
             controller.change(member)
+        self._hurry()
 
     def set_tenant(self, spec: TenantSpec) -> None:
         """A tenant is declared, or declared anew."""
         self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
         for controller in self._controllers:
             controller.set_tenant(spec)
+        self._hurry()
 
     def remove_tenant(self, name: str) -> None:
         """Its declaration is gone."""
@@ -117,10 +140,47 @@ class Shares:
         for controller in self._controllers:
             controller.remove_tenant(name)
 
-    def rows(self, window: float | None = None) -> list[dict[str, Any]]:
-        """The allocator's view of each agent, in CPUs; averaged over the last `window` seconds."""
-        return [dataclasses.asdict(row) for row in self._ticker.rows(window)]
+    def rows(self, window: float | None = None, resources: Sequence[Resource] = ("cpu",)) -> list[dict[str, Any]]:
+        """The allocator's view of each agent, one row for each of `resources`, in its unit.
 
-    def explain(self, agent_id: str) -> dict[str, Any]:
-        """Why one agent has what it has."""
-        return self._ticker.explain(agent_id)
+        Args:
+            window: seconds that CPU is averaged over; the other resources have their controllers' own.
+        """
+        rows: list[dict[str, Any]] = []
+        if "cpu" in resources:
+            rows += [{"resource": "cpu", **dataclasses.asdict(row)} for row in self._ticker.rows(window)]
+        for controller in self._controllers:
+            if controller.resource in resources:
+                rows += self._rows_of(controller)
+        return rows
+
+    def _rows_of(self, controller: Controller) -> list[dict[str, Any]]:
+        rows = []
+        for agent_id, row in controller.rows().items():
+            member = self._members.get(agent_id)
+            if member is not None:  # else it has just ended
+                who = {"tenant": member.spec.tenant, "tier": member.spec.priority, "weight": member.spec.weight}
+                rows.append({"resource": controller.resource, **who, "agent_id": agent_id, **row})
+        return rows
+
+    def effects(self, change: Change) -> list[Moved]:
+        """Whose entitlement of which resource would move by `change`, by the demand measured lately.
+
+        Agents that are new or gone in `change` are counted for CPU only: other controllers know only who runs.
+        """
+        found = moved("cpu", self._ticker.entitled(), self._ticker.entitled(change))
+        specs = {agent_id: spec for agent_id, spec in change.specs.items() if agent_id in self._members}
+        for controller in self._controllers:
+            if specs or change.tenants:
+                before, after = controller.entitled({}, {}), controller.entitled(specs, change.tenants)
+                found += moved(controller.resource, before, after)
+        return found
+
+    def explain(self, agent_id: str, name: Namer = str) -> dict[str, Any]:
+        """Why one agent has what it has: of CPU everything, of the other resources their controllers' row."""
+        others: Mapping[str, Any] = {
+            controller.resource: row
+            for controller in self._controllers
+            if (row := controller.rows().get(agent_id)) is not None
+        }
+        return {**self._ticker.explain(agent_id, name), "others": others}
