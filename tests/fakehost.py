@@ -24,6 +24,7 @@ from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import CloneError, CloneRequest
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.supervisor.loop.controllers import Member
+from agentos_native.supervisor.loop.whatif import Change, Moved
 from agentos_native.supervisor.options import Options
 from agentos_native.supervisor.registry import Registry
 from agentos_native.supervisor.userns import UsernsPool
@@ -176,6 +177,10 @@ class FakeShares:
 
     def remove_tenant(self, name: str) -> None:
         self._world.step("tenant gone")
+
+    def effects(self, change: Change) -> list[Moved]:
+        """Every changed agent gains a tenth of a CPU."""
+        return [Moved(agent_id, "cpu", 0.1, 0.2) for agent_id in change.specs]
 
 
 class FakeLink:

@@ -79,6 +79,11 @@ class Client:
         body = api.ApplyRequest(documents=_bodies(documents), dry_run=dry_run)
         return self._typed(api.ApplyResponse, "POST", "/v1/apply", body).results
 
+    def rehearse(self, documents: Iterable[Document]) -> api.ApplyResponse:
+        """What `apply` would do, and who would gain and lose by it; nothing is done."""
+        body = api.ApplyRequest(documents=_bodies(documents), dry_run=True)
+        return self._typed(api.ApplyResponse, "POST", "/v1/apply", body)
+
     def delete(self, documents: Iterable[Document], *, dry_run: bool = False) -> list[api.ApplyResult]:
         """Remove what these documents describe."""
         body = api.ApplyRequest(documents=_bodies(documents), dry_run=dry_run)
@@ -100,6 +105,10 @@ class Client:
     def agent(self, ref: str) -> api.Agent:
         """Everything about one agent."""
         return self._typed(api.Agent, "GET", _agent(ref))
+
+    def change(self, ref: str, patch: dict[str, Any], *, dry_run: bool = False) -> api.ChangeResult:
+        """Give it other weights, limits, … while it runs: `patch` is part of a spec, None takes a value away."""
+        return self._typed(api.ChangeResult, "PATCH", _agent(ref), api.ChangeRequest(spec=patch, dry_run=dry_run))
 
     def start(self, ref: str) -> api.Agent:
         return self._typed(api.Agent, "POST", _agent(ref, "start"))
@@ -179,9 +188,10 @@ class Client:
 
     # -- shares, tenants -----------------------------------------------------------------------------------------
 
-    def alloc(self) -> list[dict[str, Any]]:
-        """What the allocator gives each agent, in CPUs."""
-        rows: list[dict[str, Any]] = self.request("GET", "/v1/alloc")["rows"]
+    def alloc(self, resource: str = "cpu") -> list[dict[str, Any]]:
+        """What the allocator gives each agent, in the resource's unit; `resource` "all": a row for each."""
+        target = "/v1/alloc" + ("" if resource == "cpu" else _query({"resource": resource}))
+        rows: list[dict[str, Any]] = self.request("GET", target)["rows"]
         return rows
 
     def explain(self, ref: str) -> dict[str, Any]:
@@ -199,6 +209,11 @@ class Client:
 
     def tenant(self, name: str) -> api.Tenant:
         return self._typed(api.Tenant, "GET", "/v1/tenants/" + quote(name, safe=""))
+
+    def change_tenant(self, name: str, patch: dict[str, Any], *, dry_run: bool = False) -> api.ChangeResult:
+        """As `change`, of a tenant."""
+        body = api.ChangeRequest(spec=patch, dry_run=dry_run)
+        return self._typed(api.ChangeResult, "PATCH", "/v1/tenants/" + quote(name, safe=""), body)
 
     # -- images --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 import msgspec
 
@@ -19,13 +18,9 @@ from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Document, TenantSpec
 from agentos_native.supervisor import admission, resources
 from agentos_native.supervisor.agents import Agent
-from agentos_native.supervisor.lifecycle import Lifecycle, write_spec
-from agentos_native.wire.api import Action, ApplyResult
-
-LIVE_FIELDS: Final = frozenset(
-    {"weight", "resources", "restart", "stop", "labels", "type", "allow_unenforced", "auto_remove", "timeout"}
-)
-"""Fields of `AgentSpec` that a running agent can be given."""
+from agentos_native.supervisor.changing import LIVE_FIELDS, Changer, changed_fields
+from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.wire.api import Action, ApplyResponse, ApplyResult
 
 
 def replicas(spec: AgentSpec) -> list[AgentSpec]:
@@ -35,11 +30,6 @@ def replicas(spec: AgentSpec) -> list[AgentSpec]:
     return [msgspec.structs.replace(spec, name=f"{spec.name}-{n}", replicas=1) for n in range(spec.replicas)]
 
 
-def changed_fields(old: AgentSpec, new: AgentSpec) -> set[str]:
-    """The names of the fields in which they differ."""
-    return {field for field in old.__struct_fields__ if getattr(old, field) != getattr(new, field)}
-
-
 class Applier:
     """One per supervisor; requests are applied one after the other."""
 
@@ -47,6 +37,7 @@ class Applier:
         self._lifecycle = lifecycle
         self._host = lifecycle.host
         self._lock = asyncio.Lock()
+        self.changer = Changer(lifecycle)
 
     async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
         """Tenants first, then agents (side by side). The error of the first document that failed is raised at the end.
@@ -64,13 +55,22 @@ class Applier:
             outcomes = await asyncio.gather(
                 *(self._apply_agent(spec, dry_run) for spec in singles), return_exceptions=True
             )
-            if not dry_run:
-                outcomes += await self._remove_surplus(documents)
+            outcomes += await self._remove_surplus(documents, dry_run)
         for outcome in outcomes:
             if isinstance(outcome, BaseException):
                 raise outcome
             results.append(outcome)
         return results
+
+    async def rehearse(self, documents: Sequence[Document]) -> ApplyResponse:
+        """What `apply` would do, and who would gain and lose by it."""
+        results = await self.apply(documents, dry_run=True)
+        waiting = [(result.tenant, result.name) for result in results if result.action == "queued"]
+        singles: list[Document] = []
+        for document in documents:
+            singles += replicas(document) if isinstance(document, AgentSpec) else [document]
+        gone = [result.id for result in results if result.action == "deleted"]
+        return ApplyResponse(results=results, effects=await self.changer.effects_of(singles, waiting, gone))
 
     def _check(self, documents: Sequence[Document]) -> None:
         """Raise for the first document that this node, as it will be with the others applied, could not take."""
@@ -110,11 +110,7 @@ class Applier:
         admission.admit_tenant(spec, running, host.tenants, host.capacity)
         action: Action = "created" if old is None else "unchanged" if old == spec else "updated"
         if not dry_run and old != spec:
-            await self._lifecycle.tenancy.enforce(spec)
-            host.registry.save_tenant(spec)
-            host.tenants[spec.name] = spec
-            host.shares.set_tenant(spec)
-            host.events.add(f"tenant-{action}", tenant=spec.name)
+            await self.changer.commit_tenant(spec)
         return ApplyResult(kind="Tenant", name=spec.name, tenant=spec.name, action=action)
 
     async def _apply_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
@@ -137,37 +133,26 @@ class Applier:
             await self._lifecycle.remove(agent, force=True)
             return _result(spec, "updated", await self._lifecycle.run(spec))
         async with agent.lock:
-            await self._update_live(agent, spec)
+            await self.changer.commit(agent, spec)
         return _result(spec, "updated" if changes else "unchanged", agent)
 
-    async def _update_live(self, agent: Agent, spec: AgentSpec) -> None:
-        host, record = self._host, agent.record
-        settings = resources.group_settings(spec, host.options.state_dir)
-        missing = resources.check_enforceable(spec, settings, host.controllers)
-        others = [other.record.spec for other in host.agents if other.live and other is not agent]
-        admission.admit(spec, others, host.tenants, host.capacity)
-        if agent.run is not None:
-            await host.workers.call(agent.run.group.update, settings, spec.allow_unenforced)
-        record.spec, record.unenforced = spec, missing
-        record.warnings = resources.warnings(spec, host.controllers)
-        host.registry.save(record)
-        write_spec(host.options.agent_dir(agent.id), record)
-        if agent.run is not None:
-            host.shares.change(resources.member(record, agent.run.group))
-        self._lifecycle.runner.event(agent, "updated")
-
-    async def _remove_surplus(self, documents: Sequence[Document]) -> list[ApplyResult | BaseException]:
+    def _surplus(self, documents: Sequence[Document]) -> list[Agent]:
         """Replicas that an earlier, larger number has left: ``<name>-<n>`` beyond the number that is asked for now."""
-        results: list[ApplyResult | BaseException] = []
+        found: list[Agent] = []
         for spec in documents:
             if not isinstance(spec, AgentSpec) or spec.replicas == 1:
                 continue
             number = spec.replicas
             while agent := self._host.agents.named(spec.tenant, f"{spec.name}-{number}"):
-                await self._lifecycle.remove(agent, force=True)
-                results.append(_result(agent.record.spec, "deleted", agent))
+                found.append(agent)
                 number += 1
-        return results
+        return found
+
+    async def _remove_surplus(self, documents: Sequence[Document], dry_run: bool) -> list[ApplyResult]:
+        surplus = self._surplus(documents)
+        for agent in surplus if not dry_run else ():
+            await self._lifecycle.remove(agent, force=True)
+        return [_result(agent.record.spec, "deleted", agent) for agent in surplus]
 
     async def _delete_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
         agent = self._host.agents.named(spec.tenant, spec.name)

@@ -32,9 +32,14 @@ class AgentRoutes:
         return [
             Endpoint("POST", "/v1/apply", self.apply, "Make it so", api.ApplyRequest, api.ApplyResponse),
             Endpoint("POST", "/v1/delete", self.delete, "Remove these", api.ApplyRequest, api.ApplyResponse),
+            Endpoint(
+                *("PATCH", "/v1/tenants/{ref}", self.change_tenant, "Change a tenant"),
+                *(api.ChangeRequest, api.ChangeResult),
+            ),
             Endpoint("GET", "/v1/agents", self.list, "Agents", None, api.AgentList, query=ended),
             Endpoint("POST", "/v1/agents", self.run, "Make and start one", api.RunRequest, api.Agent, 201),
             Endpoint("GET", one, self.show, "Everything about one", None, api.Agent),
+            Endpoint("PATCH", one, self.change, "Change it, running or not", api.ChangeRequest, api.ChangeResult),
             Endpoint("DELETE", one, self.remove, "Remove one", status=204, query=("force",)),
             Endpoint("POST", f"{one}/start", self.start, "Start", None, api.Agent),
             Endpoint("POST", f"{one}/stop", self.stop, "Signal, wait, kill", api.StopRequest, api.Agent),
@@ -56,7 +61,20 @@ class AgentRoutes:
         """All documents are checked before the first is applied."""
         wanted = await body(request, api.ApplyRequest)
         documents = [from_builtins(document.spec, document.kind) for document in wanted.documents]
-        return api.ApplyResponse(results=await self._applier.apply(documents, dry_run=wanted.dry_run))
+        if not wanted.dry_run:
+            return api.ApplyResponse(results=await self._applier.apply(documents, dry_run=False))
+        return await self._applier.rehearse(documents)
+
+    async def change(self, request: Request) -> api.ChangeResult:
+        """A merge patch of the spec (RFC 7396): what is null goes back to its default; all of it or nothing."""
+        wanted = await body(request, api.ChangeRequest)
+        return await self._applier.changer.change_agent(self._find(request), wanted.spec, dry_run=wanted.dry_run)
+
+    async def change_tenant(self, request: Request) -> api.ChangeResult:
+        """The same for a tenant."""
+        wanted = await body(request, api.ChangeRequest)
+        name = path_word(request, "ref")
+        return await self._applier.changer.change_tenant(name, wanted.spec, dry_run=wanted.dry_run)
 
     async def delete(self, request: Request) -> api.ApplyResponse:
         """Agents first, then tenants."""

@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -14,6 +14,8 @@ from starlette.requests import Request
 
 from agentos_native import __version__
 from agentos_native.errors import AgentosError
+from agentos_native.spec.model import RESOURCES, Resource
+from agentos_native.supervisor import waiting
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.loop.shares import Shares
 from agentos_native.supervisor.openapi import describe
@@ -34,6 +36,7 @@ class NodeRoutes:
     def table(self) -> list[Endpoint]:
         """The rows of the API."""
         events = ("follow", "since")
+        rows = ("window", "resource")
         return [
             Endpoint("GET", "/v1/version", self.version, "Who answers", None, api.Version),
             Endpoint("GET", "/openapi.json", self.openapi, "This description"),
@@ -41,9 +44,7 @@ class NodeRoutes:
             Endpoint("GET", "/v1/check", self.check, "What this host can do", None, api.CheckReport),
             Endpoint("GET", "/v1/tenants", self.tenants, "Tenants", None, api.TenantList),
             Endpoint("GET", "/v1/tenants/{ref}", self.tenant, "One tenant", None, api.Tenant),
-            Endpoint(
-                "GET", "/v1/alloc", self.alloc, "The allocator's rows, in CPUs", None, api.AllocList, query=("window",)
-            ),
+            Endpoint("GET", "/v1/alloc", self.alloc, "The allocator's rows", None, api.AllocList, query=rows),
             Endpoint("GET", "/v1/alloc/{ref}", self.explain, "Why an agent has what it has"),
             Endpoint("GET", "/v1/top", self.top, "Use and share of what runs"),
             Endpoint("GET", "/v1/events", self.events, "What happened, as JSON lines", None, api.Event, query=events),
@@ -83,12 +84,17 @@ class NodeRoutes:
         return tenant_view(self._host, name)
 
     async def alloc(self, request: Request) -> api.AllocList:
-        """One row for each running agent; ``window``: averaged over so many seconds."""
-        return api.AllocList(rows=await self._rows(number(request, "window", float)))
+        """One row for each running agent and ``resource`` (cpu; all: each that is moved here).
 
-    async def _rows(self, window: float | None = None) -> list[dict[str, Any]]:
+        ``window``: CPU averaged over so many seconds.
+        """
+        return api.AllocList(rows=await self._rows(number(request, "window", float), _resources(request)))
+
+    async def _rows(
+        self, window: float | None = None, resources: Sequence[Resource] = ("cpu",)
+    ) -> list[dict[str, Any]]:
         rows = []
-        for row in await self._host.workers.call(self._shares.rows, window):
+        for row in await self._host.workers.call(self._shares.rows, window, resources):
             agent = self._host.agents.by_id(row["agent_id"])
             if agent is not None:
                 spec = agent.record.spec
@@ -96,20 +102,36 @@ class NodeRoutes:
         return rows
 
     async def explain(self, request: Request) -> dict[str, Any]:
-        """In numbers and words."""
+        """In words and numbers; of an agent that waits for its start, what it waits for."""
         agent = self._host.agents.find(path_word(request, "ref"))
+        spec = agent.record.spec
+        who = {"name": spec.name, "state": agent.record.state}
+        if agent.record.state == "queued":
+            promised = [other.record.spec for other in self._host.agents if other.live and other is not agent]
+            return {**who, **waiting.explain(self._host, agent, agent_view(self._host, agent).queue, promised)}
         if not agent.live:
             raise AgentosError(
                 "agent-not-running", f"the agent is {agent.record.state}", agent.where, "Start it first."
             )
-        return {
-            "name": agent.record.spec.name,
-            **_finite(await self._host.workers.call(self._shares.explain, agent.id)),
-        }
+
+        def name(agent_id: str) -> str:
+            other = self._host.agents.by_id(agent_id)
+            if other is None:
+                return agent_id
+            named = other.record.spec
+            return named.name if named.tenant == spec.tenant else f"{named.tenant}/{named.name}"
+
+        found: dict[str, Any] = _finite(await self._host.workers.call(self._shares.explain, agent.id, name))
+        return {**who, **found}
 
     async def top(self, _request: Request) -> dict[str, Any]:
         """The allocator's rows with each cgroup's figures."""
-        by_id = {row["agent_id"]: row for row in await self._rows()}
+        by_id: dict[str, dict[str, Any]] = {}
+        for row in await self._rows(None, RESOURCES):
+            if row["resource"] == "cpu":
+                by_id.setdefault(row["agent_id"], {}).update(row)
+            else:
+                by_id.setdefault(row["agent_id"], {})[f"{row['resource']}_entitled"] = row.get("entitled")
         rows = []
         for agent in self._host.agents:
             run = agent.run
@@ -155,9 +177,24 @@ def _top_row(view: api.Agent) -> dict[str, Any]:
     }
 
 
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
+def _resources(request: Request) -> tuple[Resource, ...]:
+    """Those that are asked about; CPU where nothing is said."""
+    word = request.query_params.get("resource", "cpu")
+    if word == "all":
+        return RESOURCES
+    for resource in RESOURCES:
+        if word == resource:
+            return (resource,)
+    raise AgentosError("invalid-request", f"no such resource: {word[:40]!r}", "query parameter resource")
+
+
+def _finite(value: Any) -> Any:
     """JSON knows no infinity: None stands for "no bound"."""
-    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 async def _encoded(events: AsyncIterator[api.Event]) -> AsyncIterator[bytes]:

@@ -96,13 +96,20 @@ class Runner:
 
     def attend(self, agent: Agent, run: Run) -> None:
         """Take a running agent into the allocator's care and watch for its end (also after an adoption)."""
-        spec = agent.record.spec
         self._host.shares.add(resources.member(agent.record, run.group))
-        if spec.timeout is not None:
-            left = (agent.record.started_at or time.time()) + spec.timeout - time.time()
+        self.arm_timeout(agent, run)
+        self._tasks.spawn(self._watch(agent, run))
+
+    def arm_timeout(self, agent: Agent, run: Run) -> None:
+        """Let the run end when its spec's time is over, counted from its start; also when that time is another now."""
+        if run.timer is not None:
+            run.timer.cancel()
+            run.timer = None
+        timeout = agent.record.spec.timeout
+        if timeout is not None:
+            left = (agent.record.started_at or time.time()) + timeout - time.time()
             loop = asyncio.get_running_loop()
             run.timer = loop.call_later(max(left, 0.0), lambda: self._tasks.spawn(self._time_out(agent, run)))
-        self._tasks.spawn(self._watch(agent, run))
 
     async def _time_out(self, agent: Agent, run: Run) -> None:
         if agent.run is run and not run.finished:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,10 @@ Story = Callable[[Client, Lifecycle, World, FakeLink], Awaitable[None]]
 class NoShares:
     """The allocator knows nobody."""
 
-    def rows(self, window: float | None = None) -> list[dict[str, Any]]:
+    def rows(self, window: float | None = None, resources: Sequence[str] = ()) -> list[dict[str, Any]]:
         return []
 
-    def explain(self, agent_id: str) -> dict[str, Any]:
+    def explain(self, agent_id: str, name: Callable[[str], str]) -> dict[str, Any]:
         return {"limit": float("inf"), "words": f"window of {agent_id}"}
 
 
