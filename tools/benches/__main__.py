@@ -19,6 +19,8 @@ BENCHES: Final = {
     "start": "request to exec and starts per second, against a C program, bubblewrap and the OCI runtimes",
     "idle": "memory and processor time of 0, 100 and 500 idle agents",
     "tick": "one turn of the tick over 1000 groups, against bare preads",
+    "startup": "from the supervisor's start to its first allocation, and the compiled engine's arrival and memory",
+    "loop": "one mixed load under the loop, static weights, Kubernetes' way and nothing",
     "cli": "processor time of --help and ps",
 }
 
@@ -67,12 +69,14 @@ def load(name: str) -> ModuleType:
 def run_in_vm(bench: str, arguments: Sequence[str]) -> int:
     """The same benchmark inside the virtual machine, with programs compiled here: there is no compiler in there."""
     programs = place.build_programs()
+    module = load(bench)
     inside = [word for word in arguments if word != "--vm"]
-    for option, value in load(bench).IN_VM.items():
+    for option, value in module.IN_VM.items():
         if option not in inside:
             inside += [option, value]
     inside += ["--programs", f"/share/{programs.name}"]
     vm = [str(place.TREE / "tools" / "vm"), "run", "--timeout", str(VM_SECONDS), "--share", str(programs)]
+    vm += ["--env", "AGENTOS_BENCH_VERBOSE=1", *getattr(module, "VM_OPTIONS", ())]
     command = [*vm, "--", "python", "-m", "tools.benches", *inside]
     return subprocess.run(command, check=False).returncode
 

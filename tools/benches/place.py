@@ -27,6 +27,7 @@ PROGRAMS: Final[dict[str, tuple[str, ...]]] = {
     "spawn": ("spawn.c",),
     "stamp": ("stamp.c",),
     "preads": ("preads.c",),
+    "agent": ("agent.c",),
 }
 OUTER: Final = "AGENTOS_BENCH_OUTER"
 CONTROLLERS: Final = ("cpu", "memory", "pids", "io")
@@ -71,7 +72,7 @@ def build_programs(directory: Path | None = None) -> Path:
     for name, sources in PROGRAMS.items():
         unfinished = target / f".{name}.{os.getpid()}"
         command = ["gcc", "-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-static", "-o", str(unfinished)]
-        subprocess.run([*command, *(str(SOURCES / source) for source in sources)], check=True)
+        subprocess.run([*command, *(str(SOURCES / source) for source in sources), "-lm"], check=True)
         unfinished.rename(target / name)
     return target
 

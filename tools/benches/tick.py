@@ -1,8 +1,8 @@
-"""``tools/bench tick``: one turn of the tick over many groups in which nothing happens, next to bare preads in C.
+"""``tools/bench tick``: one turn of the tick over many groups, next to what the kernel alone costs.
 
 The C program (preads.c) reads the same kept-open files of the same groups and does nothing with them; so the ratio says
-what parsing, estimating, allocating and comparing cost on top of the kernel's own work. Where there is no cpu
-controller the tick has no weights to write, but everything before that is the same.
+what parsing, estimating, allocating and comparing cost on top of the kernel's own work. Where there is a cpu
+controller, it also writes the same weights as the product does. How many weights a tick rewrites is in `wandering`.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 import argparse
 import os
 import resource
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from agentos_native.cgroup import GroupRef, GroupSettings, Tree, discover
+from agentos_native.cgroup.actuators import WeightFiles
 from agentos_native.supervisor.loop.ticker import Ticker
+from tools.benches import wandering
 from tools.benches.place import BenchError, Place, cgroup2_mount
 from tools.benches.programs import LineProgram
 from tools.benches.report import Row, judge
@@ -24,36 +30,41 @@ from tools.benches.rounds import Comparison, Contender, Times, alternate, execut
 from tools.benches.stats import median
 
 BUDGET: Final = 1.5
-IN_VM: Final = {"--rounds": "7"}
-COMPILED_SECONDS: Final = 120.0
+GROWTH_BUDGET: Final = 1.25
+"""Time for each group at the largest number of groups, over that at the smallest: 1 is linear."""
+PROGRESS_BUDGET: Final = 0.3
+"""Of what another thread does alone. With the GIL held it would be next to nothing."""
+IN_VM: Final = {"--rounds": "12", "--count": "3", "--sizes": "1000"}
+COMPILED_SECONDS: Final = 180.0
 TENANTS: Final = 10
 FILES: Final = ("cpu.stat", "cpu.pressure")
+SPARE_FDS: Final = 200
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
-    parser.add_argument("--groups", type=int, default=1000, help="how many agents' groups")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of every contender")
-    parser.add_argument("--count", type=int, default=10, help="ticks in one turn")
+    parser.add_argument("--sizes", default="1000,2000,5000,10000", help="how many groups; as many as files allow")
+    parser.add_argument("--rounds", type=int, default=40, help="turns of every contender")
+    parser.add_argument("--count", type=int, default=6, help="ticks in one turn (fewer with more groups)")
     parser.add_argument("--numpy", action="store_true", help="without the compiled engine")
     parser.add_argument("--vm", action="store_true", help="run in the virtual machine, where weights are written")
 
 
-class Ticks:
-    """A ticker as a contender: a "start" is a tick."""
+class Turns:
+    """Something done again and again in this process, as a contender: a "start" is one `turn`."""
 
-    name = "tick"
     stage_names: tuple[str, ...] = ()
 
-    def __init__(self, made: Ticker) -> None:
-        self._ticker = made
+    def __init__(self, name: str, turn: Callable[[], object]) -> None:
+        self.name = name
+        self._turn = turn
 
     def run(self, count: int, depth: int) -> Times:
         """See `rounds.Contender.run`."""
         taken = []
         for _ in range(count):
             begun = time.perf_counter()
-            self._ticker.tick(time.monotonic())
+            self._turn()
             taken.append((time.perf_counter() - begun) * 1e6)
         return Times(tuple(taken), tuple(taken), sum(taken))
 
@@ -65,63 +76,170 @@ class Ticks:
         return True
 
 
+class Herd:
+    """A node's tree with agents' groups of several tenants, each with its leaf, and a ticker that cares for all."""
+
+    def __init__(self, here: Place, *, compiled: bool) -> None:
+        base = here.cgroup / "tick"
+        base.mkdir()
+        self.tree = Tree(discover(), "bench", f"/{base.relative_to(cgroup2_mount())}")
+        self.tree.open()
+        self.references: list[GroupRef] = []
+        self.ticker = Ticker(self.tree, float(os.cpu_count() or 1), compile_from=int(compiled))
+
+    def grow(self, count: int) -> None:
+        """Up to `count` groups."""
+        for number in range(len(self.references), count):
+            ref = GroupRef(f"t{number % TENANTS}", "normal", f"{number:012x}")
+            os.close(self.tree.create(ref, GroupSettings()).leaf("main"))
+            self.ticker.add(ref.agent_id, ref, 100, 0, None)
+            self.references.append(ref)
+
+    def paths(self, *files: str) -> list[str]:
+        """The files of every group."""
+        return [f"{self.tree.get(ref).path}/{name}" for ref in self.references for name in files]
+
+    def tick(self) -> None:
+        self.ticker.tick(time.monotonic())
+
+    def close(self) -> None:
+        self.ticker.close()
+
+
 def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None]) -> list[Row]:
-    """The ratio that the budget is about, with the compiled engine or without."""
+    """Ticks in which nothing changes at each size; then, at the first size, everything else."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    progress(f"making {options.groups} groups")
-    with (
-        groups(here, options.groups) as (tree, references),
-        closing(ticker(tree, references, compiled=not options.numpy)) as made,
-    ):
-        if not options.numpy:
-            wait_for_compiled(made, progress)
-        listing = here.directory / "files"
-        listing.write_text("".join(f"{tree.get(ref).path}/{name}\n" for ref in references for name in FILES))
-        with LineProgram("preads", [str(here.programs / "preads"), str(listing)]) as bare:
-            everybody: list[Contender] = [bare, Ticks(made)]
-            counts = {contender.name: options.count for contender in everybody}
-            comparison = alternate(everybody, 1, options.rounds, counts, progress=progress)
-    return rows_of(comparison, options.groups)
+    sizes = sizes_of(options.sizes, (hard - SPARE_FDS) // len(FILES))
+    rows: list[Row] = []
+    with closing(Herd(here, compiled=not options.numpy)) as herd:
+        each = []
+        for size in sizes:
+            progress(f"making {size} groups")
+            herd.grow(size)
+            if not options.numpy:
+                wait_for_compiled(herd.ticker, progress)
+            comparison = against_preads(herd, here, options, progress)
+            rows += rows_of(comparison, size)
+            each.append([executed_p50(batch.times) / size for batch in comparison.to_show("tick")[0]])
+            if size == sizes[0]:
+                rows += [] if options.numpy else [gil_row(herd, options.rounds)]
+                rows += against_pwrites(herd, here, options, progress)
+        if len(sizes) > 1:
+            rows.append(growth_row(sizes, each))
+    progress("wandering demand")
+    return [*rows, *wandering.rows(here.directory / "wandering", sizes[0])]
 
 
-def rows_of(comparison: Comparison, count: int) -> list[Row]:
+def sizes_of(text: str, most: int) -> list[int]:
+    """The sizes asked for, ascending, each at most `most`: two kept-open files for each group must fit the limit."""
+    return sorted({min(int(word), most) for word in text.split(",")})
+
+
+def against_preads(
+    herd: Herd, here: Place, options: argparse.Namespace, progress: Callable[[str], None]
+) -> Comparison:
+    """The tick and the C program in turns."""
+    listing = here.directory / "files"
+    listing.write_text("".join(f"{path}\n" for path in herd.paths(*FILES)))
+    count = max(2, options.count * 1000 // len(herd.references))
+    with LineProgram("preads", [str(here.programs / "preads"), str(listing)]) as bare:
+        everybody: list[Contender] = [bare, Turns("tick", herd.tick)]
+        counts = {contender.name: count for contender in everybody}
+        return alternate(everybody, 1, options.rounds, counts, progress=progress)
+
+
+def rows_of(comparison: Comparison, size: int) -> list[Row]:
     """The plain figure of the preads, and the tick's, which is bound."""
-    names = ("tick", "preads")
-    ratios, unclean = comparison.compare(*names, lambda mine, theirs: executed_p50(mine) / executed_p50(theirs))
-    verdict = judge(ratios, BUDGET, lost=comparison.lost(*names), otherwise=unclean)
-    bare, tick = (_pooled(comparison, name) for name in ("preads", "tick"))
     return [
-        Row(f"preads, {count} groups", bare, "ms"),
-        Row(f"tick, {count} groups, nothing changed", tick, "ms", "preads", verdict.middle, BUDGET, verdict.ok,
-            verdict.reason, verdict.spread),
-    ]  # fmt: skip
+        Row(f"preads, {size} groups", pooled(comparison, "preads"), "ms"),
+        bound_row(f"tick, {size} groups, nothing changed", comparison, ("tick", "preads"), BUDGET),
+    ]
 
 
-def _pooled(comparison: Comparison, name: str) -> float:
+def bound_row(title: str, comparison: Comparison, names: tuple[str, str], budget: float) -> Row:
+    """The first of `names` over the second, pair by pair."""
+    ratios, unclean = comparison.compare(*names, lambda mine, theirs: executed_p50(mine) / executed_p50(theirs))
+    verdict = judge(ratios, budget, lost=comparison.lost(*names), otherwise=unclean)
+    value = pooled(comparison, names[0])
+    return Row(title, value, "ms", names[1], verdict.middle, budget, verdict.ok, verdict.reason, verdict.spread)
+
+
+def pooled(comparison: Comparison, name: str) -> float:
+    """Milliseconds of one turn, median over all."""
     batches, _ = comparison.to_show(name)
     return median([taken for batch in batches for taken in batch.times.executed]) / 1e3
 
 
-@contextmanager
-def groups(here: Place, count: int) -> Iterator[tuple[Tree, list[GroupRef]]]:
-    """A node's tree with `count` agents' groups of several tenants, each with its leaf."""
-    base = here.cgroup / "tick"
-    base.mkdir()
-    tree = Tree(discover(), "bench", f"/{base.relative_to(cgroup2_mount())}")
-    tree.open()
-    references = [GroupRef(f"t{number % TENANTS}", "normal", f"{number:012x}") for number in range(count)]
-    for ref in references:
-        os.close(tree.create(ref, GroupSettings(), ()).leaf("main"))
-    yield tree, references
+def growth_row(sizes: Sequence[int], each: Sequence[Sequence[float]]) -> Row:
+    """The time for one group at the largest size, over that at the smallest."""
+    first, last = median(each[0]), median(each[-1])
+    verdict = judge([value / first for value in each[-1]], GROWTH_BUDGET)
+    title = f"tick, for each group at {sizes[-1]} groups"
+    against = f"at {sizes[0]}"
+    budget = GROWTH_BUDGET
+    return Row(title, last, "µs", against, verdict.middle, budget, verdict.ok, verdict.reason, verdict.spread)
 
 
-def ticker(tree: Tree, references: list[GroupRef], *, compiled: bool) -> Ticker:
-    """A ticker that cares for all of them."""
-    made = Ticker(tree, float(os.cpu_count() or 1), compile_from=int(compiled))
-    for ref in references:
-        made.add(ref.agent_id, ref, 100, 0, None)
-    return made
+def gil_row(herd: Herd, rounds: int) -> Row:
+    """How fast another thread's Python runs while the groups are read, relative to how fast it runs alone."""
+    sensors, slots = herd.ticker._meter.sensors, herd.ticker._slots.plan().slots
+    counted, stop = [0], threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            counted[0] += 1
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    ratios = []
+    for _ in range(rounds):
+        begun, before = time.perf_counter(), counted[0]
+        time.sleep(0.02)  # without the GIL, as the read should be
+        alone = (counted[0] - before) / (time.perf_counter() - begun)
+        begun, before = time.perf_counter(), counted[0]
+        for _ in range(3):
+            sensors.read(slots)
+        ratios.append((counted[0] - before) / (time.perf_counter() - begun) / alone)
+    stop.set()
+    thread.join()
+    verdict = judge(ratios, PROGRESS_BUDGET, at_least=True)
+    budget = PROGRESS_BUDGET
+    title = "another thread's progress while groups are read"
+    return Row(title, verdict.middle, "of alone", "", None, budget, verdict.ok, verdict.reason, verdict.spread)
+
+
+def against_pwrites(
+    herd: Herd, here: Place, options: argparse.Namespace, progress: Callable[[str], None]
+) -> list[Row]:
+    """Writing every group's weight, by the product and by bare pwrites; nothing where there is no cpu controller."""
+    paths = herd.paths("cpu.weight")
+    if not Path(paths[0]).exists():
+        return [Row("weights written", None, "ms", reason="no cpu controller on cgroup v2 here: tools/bench tick --vm")]
+    listing = here.directory / "weights"
+    listing.write_text("".join(f"{path}\n" for path in paths))
+    files = WeightFiles(len(paths))
+    for slot, path in enumerate(paths):
+        files.open(slot, os.path.dirname(path))
+    slots, odd = np.arange(len(paths)), [0]
+
+    def write() -> None:
+        odd[0] ^= 1
+        if not files.write(slots, np.full(len(slots), 100 + odd[0])).all():
+            raise BenchError("a weight was refused")
+
+    try:
+        with LineProgram("pwrites", [str(here.programs / "preads"), str(listing), "write"]) as bare:
+            everybody: list[Contender] = [bare, Turns("write", write)]
+            counts = {contender.name: options.count for contender in everybody}
+            comparison = alternate(everybody, 1, options.rounds, counts, progress=progress)
+    finally:
+        files.close_all()
+    size = len(paths)
+    return [
+        Row(f"pwrites, {size} weights", pooled(comparison, "pwrites"), "ms"),
+        bound_row(f"all of {size} weights written", comparison, ("write", "pwrites"), BUDGET),
+    ]
 
 
 def wait_for_compiled(made: Ticker, progress: Callable[[str], None]) -> None:
