@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,9 +14,12 @@ from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
     from agentos_native.spec.model import AgentSpec
+    from agentos_native.spec.tree import Node
 
+Value = tuple[str, Any, str]
+"""A path in the spec, what is put there, and the option that said it."""
 _Text = tuple[str, str, str]
-_TEXTS: Final[tuple[_Text, ...]] = (
+TEXTS: Final[tuple[_Text, ...]] = (
     # option, path in the spec, help
     ("--name", "name", "Name of the agent (made up by default)."),
     ("--tenant", "tenant", "Owner (default)."),
@@ -38,14 +41,14 @@ _TEXTS: Final[tuple[_Text, ...]] = (
     ("--stop-grace", "stop.grace", "Time until a stop kills the whole tree (10s)."),
 )
 _SHORT: Final = {"--memory-limit": "-m", "--user": "-u", "--workdir": "-w"}
-_WHOLE: Final = frozenset(("weight", "resources.limits.pids", "resources.ioWeight"))
+WHOLE: Final = frozenset(("weight", "resources.limits.pids", "resources.ioWeight"))
 
 
 def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Adds every option of a spec; the command gets them as keyword arguments named by `attribute`."""
-    for option, path, text in reversed(_TEXTS):
+    for option, path, text in reversed(TEXTS):
         names = (_SHORT[option], option) if option in _SHORT else (option,)
-        function = click.option(*names, _attribute(path), metavar="VALUE", help=text)(function)
+        function = click.option(*names, attribute(path), metavar="VALUE", help=text)(function)
     several = _option(multiple=True)
     for options, name, metavar, text in reversed(
         (
@@ -73,7 +76,7 @@ def _option(**fixed: Any) -> Callable[..., Callable[..., Any]]:
     return lambda *names, **rest: click.option(*names, **fixed, **rest)
 
 
-def _attribute(path: str) -> str:
+def attribute(path: str) -> str:
     return "spec_" + re.sub(r"(?<!^)([A-Z])", r"_\1", path.replace(".", "_")).lower()
 
 
@@ -113,57 +116,63 @@ def build(image: str, command: tuple[str, ...], given: dict[str, Any], flags: di
         flags: ``stdin``, ``tty``, ``autoRemove``.
     """
     from agentos_native.spec.documents import agent_from_nodes
+
+    values: list[Value] = [("image", image, "IMAGE"), *texts(given)]
+    if not any(path == "name" for path, _, _ in values):
+        values.append(("name", made_up_name(image), "IMAGE"))
+    values += _compound(given)
+    if command:
+        values.append(("args", list(command), "COMMAND"))
+    values += [(flag, True, "") for flag, wanted in flags.items() if wanted]
+    return agent_from_nodes(nodes_of(values))
+
+
+def texts(given: dict[str, Any]) -> Iterator[Value]:
+    """The options of `TEXTS` that were given."""
+    for option, path, _ in TEXTS:
+        value = given[attribute(path)]
+        if value is not None:
+            yield path, whole(value, option) if path in WHOLE else value, option
+
+
+def nodes_of(values: Iterable[Value]) -> dict[str, Node]:
+    """The fields of a spec as nodes, each with its option for its place, so that errors name the option."""
     from agentos_native.spec.tree import Node, Place, from_object
 
     entries: dict[str, Any] = {}
-
-    def put(path: str, value: Any, where: str) -> None:
+    for path, value, where in values:
         *parents, last = path.split(".")
         at = entries
         for parent in parents:
             at = at.setdefault(parent, {})
         at[last] = from_object(value, Place(where))
 
-    put("image", image, "IMAGE")
-    for option, path, _ in _TEXTS:
-        value = given[_attribute(path)]
-        if value is not None:
-            put(path, _whole(value, option) if path in _WHOLE else value, option)
-    if "name" not in entries:
-        put("name", made_up_name(image), "IMAGE")
-    for path, value, where in _compound(given):
-        put(path, value, where)
-    if command:
-        put("args", list(command), "COMMAND")
-    for flag in (name for name, wanted in flags.items() if wanted):
-        put(flag, True, "")
-
     def close(value: Any) -> Node:
         if isinstance(value, Node):
             return value
         return Node("map", Place(), entries={key: close(inner) for key, inner in value.items()})
 
-    return agent_from_nodes({key: close(value) for key, value in entries.items()})
+    return {key: close(value) for key, value in entries.items()}
 
 
-def _compound(given: dict[str, Any]) -> Iterable[tuple[str, Any, str]]:
+def _compound(given: dict[str, Any]) -> Iterator[Value]:
     """Path, value and place of the options whose text has parts."""
     if given["env"] or given["env_file"]:
         yield "env", environment(given["env"], given["env_file"]), "--env"
     if given["volume"]:
         yield "volumes", [_volume(text) for text in given["volume"]], "--volume"
     if given["label"]:
-        yield "labels", dict(_pair(text, "--label") for text in given["label"]), "--label"
+        yield "labels", dict(pair(text, "--label") for text in given["label"]), "--label"
     if given["rlimit"]:
-        pairs = (_pair(text, "--rlimit") for text in given["rlimit"])
-        yield "rlimits", {name: _whole(value, "--rlimit") for name, value in pairs}, "--rlimit"
+        pairs = (pair(text, "--rlimit") for text in given["rlimit"])
+        yield "rlimits", {name: whole(value, "--rlimit") for name, value in pairs}, "--rlimit"
     if given["cap_add"]:
         yield "capabilities", list(given["cap_add"]), "--cap-add"
     if given["restart"]:
         policy, colon, most = given["restart"].partition(":")
         yield "restart.policy", policy, "--restart"
         if colon:
-            yield "restart.max", _whole(most, "--restart"), "--restart"
+            yield "restart.max", whole(most, "--restart"), "--restart"
     if given["entrypoint"]:
         yield "command", [given["entrypoint"]], "--entrypoint"
     if given["allow_unenforced"]:
@@ -173,13 +182,13 @@ def _compound(given: dict[str, Any]) -> Iterable[tuple[str, Any, str]]:
         yield "readOnly", True, "--read-only"
 
 
-def _whole(text: str, option: str) -> int:
+def whole(text: str, option: str) -> int:
     if text.isascii() and text.lstrip("-").isdigit() and len(text) < 19:
         return int(text)
     raise AgentosError("invalid-value", f"expected a whole number, got {text!r}", option)
 
 
-def _pair(text: str, option: str) -> tuple[str, str]:
+def pair(text: str, option: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise AgentosError("invalid-value", f"expected NAME=VALUE, got {text!r}", option)
