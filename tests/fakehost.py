@@ -13,7 +13,7 @@ from typing import Any
 from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image, ImageConfig
-from agentos_native.network import addresses
+from agentos_native.network import Rates, addresses
 from agentos_native.spec.model import TenantSpec
 from agentos_native.spec.settings import Settings
 from agentos_native.supervisor.admission import Capacity
@@ -120,11 +120,11 @@ class FakeNetwork:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def create(self, slot: int, agent_id: str, mode: str) -> FakeAttachment:
+    def create(self, slot: int, agent_id: str, mode: str, rates: Rates) -> FakeAttachment:
         self._world.step("network", f"network {slot}")
         return FakeAttachment()
 
-    def adopt(self, slot: int, agent_id: str, mode: str) -> FakeAttachment | None:
+    def adopt(self, slot: int, agent_id: str, mode: str, rates: Rates, pidfd: int) -> FakeAttachment | None:
         return None
 
     def destroy(self, slot: int) -> None:

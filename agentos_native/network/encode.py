@@ -64,7 +64,11 @@ Message = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """All that differs between two agents of one node."""
+    """All that differs between two agents of one node; the last three only in messages about rates.
+
+    Attributes:
+        rate: bytes per second; `burst`, `queue`: bytes, as `shaping.shape` chooses them.
+    """
 
     ifname: str
     ifindex: int
@@ -73,13 +77,17 @@ class Values:
     mac: str
     agent_id: str
     netns_fd: int
+    rate: int = 0
+    burst: int = 0
+    queue: int = 0
 
     @classmethod
     def of(cls, own: names.Addresses, agent_id: str, netns_fd: int) -> Values:
         return cls(own.host_ifname, own.host_ifindex, own.ipv4, own.ipv6, own.mac, agent_id, netns_fd)
 
 
-def _bytes(message: Any, kind: int, flags: int, fields: dict[str, Any], attributes: list[tuple[str, Any]]) -> bytes:
+def encoded(message: Any, kind: int, flags: int, fields: dict[str, Any], attributes: list[tuple[str, Any]]) -> bytes:
+    """One message of pyroute2's, with its header."""
     message["header"]["type"] = kind
     message["header"]["flags"] = flags
     for name, value in fields.items():
@@ -95,12 +103,12 @@ def _no_link_local() -> tuple[str, Any]:
 
 
 def _up(ifindex: int) -> bytes:
-    return _bytes(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": ifindex, "flags": _IFF_UP, "change": _IFF_UP}, [])
+    return encoded(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": ifindex, "flags": _IFF_UP, "change": _IFF_UP}, [])
 
 
 def _neighbour(family: int, ifindex: int, address: str, mac: str) -> bytes:
     fields = {"family": family, "ifindex": ifindex, "state": _NUD_PERMANENT}
-    return _bytes(ndmsg(), RTM_NEWNEIGH, _CREATE_OR_REPLACE, fields, [("NDA_DST", address), ("NDA_LLADDR", mac)])
+    return encoded(ndmsg(), RTM_NEWNEIGH, _CREATE_OR_REPLACE, fields, [("NDA_DST", address), ("NDA_LLADDR", mac)])
 
 
 def _route(family: int, prefix: int, scope: int, flags: int, attributes: list[tuple[str, Any]]) -> bytes:
@@ -113,7 +121,7 @@ def _route(family: int, prefix: int, scope: int, flags: int, attributes: list[tu
         "type": _RTN_UNICAST,
         "flags": flags,
     }
-    return _bytes(rtmsg(), RTM_NEWROUTE, _CREATE_OR_REPLACE, fields, attributes)
+    return encoded(rtmsg(), RTM_NEWROUTE, _CREATE_OR_REPLACE, fields, attributes)
 
 
 def link(values: Values, group: int) -> list[Message]:
@@ -138,7 +146,7 @@ def link(values: Values, group: int) -> list[Message]:
         ("IFLA_LINKINFO", info),
     ]
     return [
-        ("create the veth pair", _bytes(ifinfmsg(), RTM_NEWLINK, _CREATE_NEW, {"index": values.ifindex}, attributes))
+        ("create the veth pair", encoded(ifinfmsg(), RTM_NEWLINK, _CREATE_NEW, {"index": values.ifindex}, attributes))
     ]
 
 
@@ -147,7 +155,7 @@ def host_end(values: Values, node: str) -> list[Message]:
     index = values.ifindex
     label = [("IFLA_IFALIAS", names.alias(node, values.agent_id)), _no_link_local()]
     return [
-        ("name the host end's owner", _bytes(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": index}, label)),
+        ("name the host end's owner", encoded(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": index}, label)),
         ("bring the host end up", _up(index)),
         ("add the neighbour (IPv4)", _neighbour(AF_INET, index, values.ipv4, values.mac)),
         ("add the neighbour (IPv6)", _neighbour(AF_INET6, index, values.ipv6, values.mac)),
@@ -172,14 +180,14 @@ def agent_end(values: Values) -> list[Message]:
     v4 = {"family": AF_INET, "prefixlen": 32, "scope": _RT_SCOPE_UNIVERSE, "index": eth0}
     v6 = {"family": AF_INET6, "prefixlen": 128, "scope": _RT_SCOPE_UNIVERSE, "index": eth0, "flags": _IFA_F_NODAD}
     v6_flags = ("IFA_FLAGS", _IFA_F_NODAD | _IFA_F_NOPREFIXROUTE)
-    no_link_local = _bytes(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": eth0}, [_no_link_local()])
+    no_link_local = encoded(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": eth0}, [_no_link_local()])
     v4_attributes = [("IFA_LOCAL", values.ipv4), ("IFA_ADDRESS", values.ipv4)]
     v6_attributes: list[tuple[str, Any]] = [("IFA_ADDRESS", values.ipv6), v6_flags]
     return [
         ("switch off address generation", no_link_local),
         ("bring eth0 up", _up(eth0)),
-        ("add the address (IPv4)", _bytes(ifaddrmsg(), RTM_NEWADDR, _CREATE_NEW, v4, v4_attributes)),
-        ("add the address (IPv6)", _bytes(ifaddrmsg(), RTM_NEWADDR, _CREATE_NEW, v6, v6_attributes)),
+        ("add the address (IPv4)", encoded(ifaddrmsg(), RTM_NEWADDR, _CREATE_NEW, v4, v4_attributes)),
+        ("add the address (IPv6)", encoded(ifaddrmsg(), RTM_NEWADDR, _CREATE_NEW, v6, v6_attributes)),
         ("add the gateway (IPv4)", _neighbour(AF_INET, eth0, names.GATEWAY_IPV4, names.HOST_MAC)),
         ("add the gateway (IPv6)", _neighbour(AF_INET6, eth0, names.GATEWAY_IPV6, names.HOST_MAC)),
         (
@@ -208,26 +216,26 @@ def doom_link(values: Values, group: int) -> list[Message]:
     """Move the host end into another group."""
     attributes = [("IFLA_GROUP", group)]
     return [
-        ("doom the veth pair", _bytes(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": values.ifindex}, attributes))
+        ("doom the veth pair", encoded(ifinfmsg(), RTM_NEWLINK, NLM_F_REQUEST, {"index": values.ifindex}, attributes))
     ]
 
 
 def delete_group(group: int) -> list[Message]:
     """Every device of the group in one go (rtnl_group_dellink); the other ends go with them."""
-    return [("delete the veth pairs", _bytes(ifinfmsg(), RTM_DELLINK, NLM_F_REQUEST, {}, [("IFLA_GROUP", group)]))]
+    return [("delete the veth pairs", encoded(ifinfmsg(), RTM_DELLINK, NLM_F_REQUEST, {}, [("IFLA_GROUP", group)]))]
 
 
 def get_link(values: Values) -> list[Message]:
     """The host end, by number."""
     wanted = [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
     fields = {"index": values.ifindex}
-    return [("look at the veth pair", _bytes(ifinfmsg(), RTM_GETLINK, NLM_F_REQUEST, fields, wanted))]
+    return [("look at the veth pair", encoded(ifinfmsg(), RTM_GETLINK, NLM_F_REQUEST, fields, wanted))]
 
 
 def list_links() -> list[Message]:
     """Dump every device, without its counters."""
     wanted = [("IFLA_EXT_MASK", _RTEXT_FILTER_SKIP_STATS)]
-    return [("list network devices", _bytes(ifinfmsg(), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, {}, wanted))]
+    return [("list network devices", encoded(ifinfmsg(), RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, {}, wanted))]
 
 
 def list_rules(node: str) -> list[Message]:
@@ -235,7 +243,7 @@ def list_rules(node: str) -> list[Message]:
     kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETRULE
     table = [("NFTA_RULE_TABLE", names.table_name(node))]
     family = {"nfgen_family": _NFPROTO_INET}
-    return [("list nftables rules", _bytes(nft_rule_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, table))]
+    return [("list nftables rules", encoded(nft_rule_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, table))]
 
 
 def list_elements(node: str, name: str) -> list[Message]:
@@ -243,7 +251,7 @@ def list_elements(node: str, name: str) -> list[Message]:
     kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETSETELEM
     wanted = [("NFTA_SET_ELEM_LIST_TABLE", names.table_name(node)), ("NFTA_SET_ELEM_LIST_SET", name)]
     family = {"nfgen_family": _NFPROTO_INET}
-    message = _bytes(nft_set_elem_list_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, wanted)
+    message = encoded(nft_set_elem_list_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, family, wanted)
     return [(f"list the elements of nftables set {name}", message)]
 
 
@@ -277,7 +285,7 @@ def _element(values: Values, node: str, name: str, kind: int, flags: int) -> byt
         ("NFTA_SET_ELEM_LIST_ELEMENTS", [element]),
     ]
     family = {"nfgen_family": _NFPROTO_INET}
-    return _bytes(nft_set_elem_list_msg(), _NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes)
+    return encoded(nft_set_elem_list_msg(), _NFNL_SUBSYS_NFTABLES << 8 | kind, flags, family, attributes)
 
 
 def forget_connections(values: Values) -> list[Message]:
@@ -290,7 +298,7 @@ def forget_connections(values: Values) -> list[Message]:
     for family, letter, address in ((AF_INET, "4", values.ipv4), (AF_INET6, "6", values.ipv6)):
         for direction, flag in (("SRC", _CTA_FILTER_IP_SRC), ("DST", _CTA_FILTER_IP_DST)):
             addressed = {"attrs": [(f"CTA_IP_V{letter}_{direction}", address)]}
-            message = _bytes(
+            message = encoded(
                 nfct_msg(),
                 _NFNL_SUBSYS_CTNETLINK << 8 | _IPCTNL_MSG_CT_DELETE,
                 NLM_F_REQUEST,
@@ -305,4 +313,4 @@ def forget_connections(values: Values) -> list[Message]:
 
 
 def _boundary(kind: int) -> bytes:
-    return _bytes(nft_gen_msg(), kind, NLM_F_REQUEST, {"res_id": _NFNL_SUBSYS_NFTABLES}, [])
+    return encoded(nft_gen_msg(), kind, NLM_F_REQUEST, {"res_id": _NFNL_SUBSYS_NFTABLES}, [])

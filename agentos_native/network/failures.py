@@ -27,6 +27,10 @@ NO_NFTABLES: Final = (
 NO_FILTERED_DELETE: Final = (
     "the kernel cannot delete tracked connections by address: it needs CONFIG_NF_CT_NETLINK of Linux 6.8 or newer"
 )
+NO_TBF: Final = (
+    "the kernel has no token buckets: build it with CONFIG_NET_SCH_TBF, or load the module: modprobe sch_tbf;\n"
+    "without them an agent can run without limits.network only"
+)
 LIMIT: Final = "the kernel's limit on network namespaces is reached: sysctl user.max_net_namespaces, and memory"
 
 _HINTS: Final[dict[tuple[str, int], str]] = {
@@ -36,6 +40,7 @@ _HINTS: Final[dict[tuple[str, int], str]] = {
     ("add the route to the agent (IPv6)", errno.EACCES): NO_IPV6,
     ("add the route to the agent (IPv6)", errno.EINVAL): NO_IPV6,
     ("add the address (IPv6)", errno.EACCES): NO_IPV6,
+    ("set the rate", errno.ENOENT): NO_TBF,
     ("unshare", errno.ENOSPC): LIMIT,
 }
 

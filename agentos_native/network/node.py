@@ -7,8 +7,10 @@ negotiated: no ARP, no neighbour discovery, no duplicate address detection, no r
 the supervisor as root: the caller's threads send prepared batches (`host`), and one thread of its own makes the
 namespaces (`netns`).
 
-    create  = admit (elements) → namespace → pair → host end → agent's end        each step with its undo
+    create  = admit (elements) → namespace → pair → host end → agent's end → rates   each step with its undo
     destroy = pair → elements → tracked connections                              each step idempotent
+
+An agent without rates costs nothing for `shaping` but an open socket, and that only where it may reach the outside.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -39,6 +41,7 @@ from agentos_native.network.host import Fields, HostSide, NftError
 from agentos_native.network.netlink import NetlinkError, send
 from agentos_native.network.netns import NamespaceMaker
 from agentos_native.network.ruleset import CONNECTIONS_PER_AGENT
+from agentos_native.network.shaping import NO_RATES, Direction, Queue, Rates, Shaper
 from agentos_native.network.templates import fields_of, template
 
 _log = logging.getLogger(__name__)
@@ -85,6 +88,7 @@ class NodeNetwork:
         self._connections = connections
         self._maker = NamespaceMaker(template(lambda _: encode.loopback()), ahead)
         self._host: HostSide | None = None
+        self._shaper: Shaper | None = None
         self._unavailable: AgentosError | None = None
         self._lock = threading.Lock()
         self._live: dict[int, tuple[str, str]] = {}
@@ -120,6 +124,7 @@ class NodeNetwork:
         try:
             if self._host is None:
                 self._host = HostSide(self._node, self._block)
+                self._shaper = Shaper(self._block)
             leftovers.refuse_other_block(self._host.links(), self._node, self._block)
             self._load_table(self._host)
         except NftError as error:
@@ -161,8 +166,11 @@ class NodeNetwork:
         """Close sockets and thread; agents keep their network."""
         self._maker.close()
         host, self._host = self._host, None
+        shaper, self._shaper = self._shaper, None
         if host is not None:
             host.close()
+        if shaper is not None:
+            shaper.close()
         self._live.clear()
 
     def teardown(self) -> None:
@@ -183,6 +191,10 @@ class NodeNetwork:
             raise AgentosError("internal", "the network of the node is not open", f"node {self._node}")
         return self._host
 
+    def _opened_shaper(self) -> Shaper:
+        assert self._shaper is not None  # made together with the host's side
+        return self._shaper
+
     def _ready(self) -> HostSide:
         if self._unavailable is not None:
             raise self._unavailable
@@ -190,8 +202,11 @@ class NodeNetwork:
 
     # -- one agent --
 
-    def create(self, slot: int, agent_id: str, mode: str) -> Attachment:
+    def create(self, slot: int, agent_id: str, mode: str, rates: Rates = NO_RATES) -> Attachment:
         """Make the agent's namespace and, unless `mode` is none, its wire. All or nothing.
+
+        Args:
+            rates: its limits.
 
         Raises:
             AgentosError: ``network``; its details name stage, step and errno. Nothing is left behind.
@@ -224,13 +239,23 @@ class NodeNetwork:
                 host.configure_host_end(values)
             with _stage("agent", where):
                 send(namespace.channel, host.templates.agent_end, values)
+            shaper = self._opened_shaper()
+            shaper.keep(slot, namespace.channel)
+            undo.callback(shaper.forget, slot)
+            if rates:
+                with _stage("rates", where):
+                    shaper.set_rates(slot, rates)
             undo.pop_all()
-        namespace.channel.close()
         return self._attachment(own, slot, agent_id, mode, namespace.fd)
 
-    def adopt(self, slot: int, agent_id: str, mode: str) -> Attachment | None:
+    def adopt(
+        self, slot: int, agent_id: str, mode: str, rates: Rates = NO_RATES, pidfd: int = -1
+    ) -> Attachment | None:
         """Take over the wire of an agent that ran before this supervisor: whatever of the host's side is missing is put
-        back.
+        back, and its rates are what `rates` says, whatever they were.
+
+        Args:
+            pidfd: of a process of the agent; without one, its rates are left alone from now on.
 
         Returns None when the agent's device is not there, or is not this agent's.
         """
@@ -247,6 +272,9 @@ class NodeNetwork:
         with _stage("adopt", where):
             self._admit(host, slot, agent_id, mode, values)
             host.configure_host_end(values)
+        if pidfd >= 0:
+            with _stage("rates", where):
+                self._adopt_rates(slot, rates, pidfd)
         return self._attachment(own, slot, agent_id, mode, -1)
 
     def destroy(self, slot: int) -> None:
@@ -258,6 +286,7 @@ class NodeNetwork:
         host = self._host
         if host is None:
             return  # never open, so there is nothing of this process; and nothing to remove it with
+        self._opened_shaper().forget(slot)
         values = fields_of(addresses(self._block, slot))
         with _stage("destroy", f"slot {slot}"):
             host.delete_link(values)
@@ -277,6 +306,30 @@ class NodeNetwork:
             if block == self._block and text.startswith(prefix):
                 slots[slot] = text.removeprefix(prefix)
         return slots
+
+    # -- rates, for the loop that moves them --
+
+    def set_rate(self, slot: int, direction: Direction, rate: int | None) -> None:
+        """Bits per second of one direction; None: as fast as it goes.
+
+        Raises:
+            AgentosError: ``network``.
+        """
+        self._ready()
+        with _stage("rates", f"slot {slot}"):
+            self._opened_shaper().set_rate(slot, direction, rate)
+
+    def queues(self, direction: Direction, slots: Iterable[int]) -> dict[int, Queue]:
+        """What these wires have as queueing disciplines; those without any are left out."""
+        self._ready()
+        with _stage("rates", f"node {self._node}"):
+            return self._opened_shaper().queues(direction, slots)
+
+    def counters(self) -> dict[int, tuple[int, int]]:
+        """Slot → bytes that each agent has sent and received."""
+        self._ready()
+        with _stage("counters", f"node {self._node}"):
+            return self._opened_shaper().counters()
 
     # -- steps --
 
@@ -305,6 +358,14 @@ class NodeNetwork:
     def _forget(self, host: HostSide, slot: int, values: Fields) -> None:
         self._live.pop(slot, None)
         host.expel(values)
+
+    def _adopt_rates(self, slot: int, rates: Rates, pidfd: int) -> None:
+        shaper = self._opened_shaper()
+        try:
+            shaper.enter(slot, pidfd)
+        except ProcessLookupError:  # it has just ended, as its watcher will see
+            return
+        shaper.set_rates(slot, rates)
 
     def _checked(self, slot: int, agent_id: str, mode: str) -> Addresses:
         if mode not in MODES:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from agentos_native.network import encode
+from agentos_native.network import encode, encode_rates
 from agentos_native.network.addressing import DOOMED, Addresses
 from agentos_native.network.encode import Message, Values
 from agentos_native.network.netlink import NLM_F_ACK
@@ -32,6 +32,9 @@ _MARKED: Final = Values(
     mac="02:e9:ea:eb:ec:ed",
     agent_id="QWERTYQWERTY",
     netns_fd=0x5B6C7D72,
+    rate=0x5C6D7E71,
+    burst=0x5D6E7F72,
+    queue=0x5E6F7A73,
 )
 _OTHER: Final = Values(
     ifname="ao0001",
@@ -41,6 +44,9 @@ _OTHER: Final = Values(
     mac="02:61:6f:00:00:01",
     agent_id="0123456789ab",
     netns_fd=17,
+    rate=1_250_000,
+    burst=16384,
+    queue=81920,
 )
 
 
@@ -54,6 +60,17 @@ def fields(values: Values) -> dict[str, bytes]:
         "mac": bytes.fromhex(values.mac.replace(":", "")),
         "agent_id": values.agent_id.encode(),
         "netns_fd": struct.pack("=I", values.netns_fd),
+        **rate_fields(values.ifindex, values.rate, values.burst, values.queue),
+    }
+
+
+def rate_fields(ifindex: int, rate: int = 0, burst: int = 0, queue: int = 0) -> dict[str, bytes]:
+    """The part of `fields` that messages about rates contain."""
+    return {
+        "ifindex": struct.pack("=I", ifindex),
+        "rate": struct.pack("=Q", rate),
+        "burst": struct.pack("=I", burst),
+        "queue": struct.pack("=I", queue),
     }
 
 
@@ -142,6 +159,16 @@ class Templates:
             "egress": template(lambda values: encode.elements(values, node, add=(*source, SET_EGRESS))),
         }
         self.expel = template(lambda values: encode.elements(values, node, destroy=SETS))
+
+
+class RateTemplates:
+    """The batches about rates, which are the same for every node; made only where somebody has a rate."""
+
+    def __init__(self) -> None:
+        self.set_rate = template(encode_rates.set_rate)
+        self.drop_rate = template(encode_rates.drop_rate)
+        self.list_queues = template(lambda _: encode_rates.list_queues())
+        self.list_counters = template(lambda _: encode_rates.list_counters())
 
 
 def fields_of(own: Addresses, agent_id: str = "", netns_fd: int = 0) -> dict[str, bytes]:

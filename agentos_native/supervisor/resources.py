@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
 from agentos_native.errors import AgentosError
+from agentos_native.network import NO_RATES, Rates
 from agentos_native.spec.model import AgentSpec, IoLimits
 from agentos_native.supervisor.doors import Group
 from agentos_native.supervisor.loop.controllers import Member
@@ -36,6 +37,12 @@ def group_settings(spec: AgentSpec, state_dir: str) -> GroupSettings:
         io_weight=spec.resources.io_weight,
         io_max=(_io_max(limits.io, state_dir),) if limits.io else (),
     )
+
+
+def network_rates(spec: AgentSpec) -> Rates:
+    """The limits of its wire."""
+    limits = spec.resources.limits.network
+    return Rates(limits.egress, limits.ingress) if limits else NO_RATES
 
 
 def _io_max(limits: IoLimits, state_dir: str) -> IoMax:

@@ -181,7 +181,8 @@ class Start:
     def _network(self) -> int:
         """In a worker thread. Gives the namespace's fd."""
         host, record = self._host, self._agent.record
-        attached = host.network.create(record.slot, record.id, self._spec.network)
+        rates = resources.network_rates(self._spec)
+        attached = host.network.create(record.slot, record.id, self._spec.network, rates)
         self._own(attached.netns_fd)
         self._undo.push("network", partial(host.workers.call, host.network.destroy, record.slot))
         self._passed("network.made", "network")
