@@ -11,15 +11,17 @@ from typing import Any, Final
 import click
 
 from agentos_native.cli.context import AGENT, client_of, output_option
-from agentos_native.cli.output import cpus, print_json, print_line, rich_table, sections, size, table
+from agentos_native.cli.effects import amount
+from agentos_native.cli.output import cpus, print_json, print_line, rich_table, size, table
 
 _FIGURES: Final = ("WEIGHT", "REQUEST", "LIMIT", "DEMAND", "ENTITLED", "MEASURED", "CPU.WEIGHT", "MEMORY", "PIDS")
 _SHOW: Final = ("TENANT", "AGENT", "TIER", *_FIGURES[:7], "BOUND BY")
+_SHOW_ALL: Final = ("TENANT", "AGENT", "RESOURCE", "TIER", *_FIGURES[:6], "BOUND BY")
 _TOP: Final = (
     *("TENANT", "AGENT", "TYPE", "TIER", "STATE", "WEIGHT", "REQUEST", "LIMIT", "ENTITLED", "MEASURED"),
-    *("MEMORY", "PIDS", "CPU PRESSURE", "MEMORY PRESSURE"),
+    *("MEMORY", "MEMORY SHARE", "PIDS", "CPU PRESSURE", "MEMORY PRESSURE"),
 )
-_RIGHT: Final = (*_FIGURES, "CPU PRESSURE", "MEMORY PRESSURE")
+_RIGHT: Final = (*_FIGURES, "MEMORY SHARE", "CPU PRESSURE", "MEMORY PRESSURE")
 
 
 @click.group()
@@ -28,23 +30,38 @@ def alloc() -> None:
 
 
 @alloc.command("show")
+@click.option(
+    *("-r", "--resource"),
+    type=click.Choice(["cpu", "memory", "io", "network", "all"]),
+    default="cpu",
+    help="Which resource (cpu); each in its own unit: CPUs, bytes, bits per second.",
+)
 @output_option
-def show(output: str) -> None:
+def show(resource: str, output: str) -> None:
     """What each agent is entitled to, and what it had in the last tick."""
-    rows = client_of().alloc()
+    rows = client_of().alloc(resource)
     if output == "json":
         print_json({"rows": rows})
-        return
-    table(_SHOW, [_show_row(row) for row in rows], right=_RIGHT)
+    elif resource == "cpu":
+        table(_SHOW, [_show_row(row) for row in rows], right=_RIGHT)
+    else:
+        table(_SHOW_ALL, [_resource_row(row) for row in rows], right=_RIGHT)
 
 
 def _show_row(row: Mapping[str, Any]) -> tuple[str, ...]:
-    figures = (cpus(row.get(key)) for key in ("request", "limit", "demand", "entitled", "measured"))
     written = row.get("kernel_weight")
-    return (
-        *(str(row.get("tenant", "")), _name(row), str(row.get("tier", "")), str(row.get("weight", "-")), *figures),
-        *("-" if written is None else str(written), str(row.get("bound") or "-")),
-    )
+    who = (str(row.get("tenant", "")), _name(row), str(row.get("tier", "")), str(row.get("weight", "-")))
+    return (*who, *_amounts(row), "-" if written is None else str(written), str(row.get("bound") or "-"))
+
+
+def _resource_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    who = (str(row.get("tenant", "")), _name(row), str(row.get("resource", "cpu")), str(row.get("tier", "")))
+    return (*who, str(row.get("weight", "-")), *_amounts(row), str(row.get("bound") or "-"))
+
+
+def _amounts(row: Mapping[str, Any]) -> Sequence[str]:
+    resource = str(row.get("resource", "cpu"))
+    return [amount(resource, row.get(key)) for key in ("request", "limit", "demand", "entitled", "measured")]
 
 
 def _name(row: Mapping[str, Any]) -> str:
@@ -53,19 +70,23 @@ def _name(row: Mapping[str, Any]) -> str:
 
 @alloc.command("explain")
 @click.argument("name", type=AGENT)
+@click.option("-v", "--verbose", is_flag=True, help="Also the derivation: every equation with its numbers.")
 @output_option
-def explain(name: str, output: str) -> None:
-    """Why an agent has what it has, in words and figures, and what would give it more."""
+def explain(name: str, verbose: bool, output: str) -> None:
+    """Why an agent has what it has, in words and figures, and what would give it more.
+
+    Of an agent that waits for its start: what it waits for, and what would let it in.
+    """
     explanation = client_of().explain(name)
     if output == "json":
         print_json(explanation)
         return
-    words = explanation.pop("words", None)
-    for line in [words] if isinstance(words, str) else words or []:
+    for line in explanation.get("words", ()):
         print(line)
-    if words:
-        print()
-    sections(explanation)
+    if verbose and explanation.get("equations"):
+        print("\nDerivation")
+        for line in explanation["equations"]:
+            print(f"  {line}")
 
 
 @click.command()
@@ -127,6 +148,6 @@ def _top_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         *(str(row.get("tenant", "")), _name(row)),
         *(str(row.get(key) or "-") for key in ("type", "tier", "state", "weight")),
         *(cpus(row.get(key)) for key in ("request", "limit", "entitled", "measured")),
-        *(size(row.get("memory_current")), "-" if pids is None else str(pids)),
+        *(size(row.get("memory_current")), size(row.get("memory_entitled")), "-" if pids is None else str(pids)),
         *("-" if pressure.get(kind) is None else f"{pressure[kind]:.1f}" for kind in ("cpu", "memory")),
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agentos_native.cli.context import client_of, output_option
+from agentos_native.cli.effects import print_effects
 from agentos_native.cli.output import print_json, table
 from agentos_native.errors import AgentosError
 
@@ -77,9 +78,21 @@ def _report(results: list[api.ApplyResult], output: str, dry_run: bool) -> None:
 def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
     """Make it as the documents say: create, update or leave each agent and tenant.
 
+    With --dry-run: what would be done, and who would gain and lose what by it.
+
     Sources of volumes that begin with ./ are relative to their file.
     """
-    _report(client_of().apply(read(files), dry_run=dry_run), output, dry_run)
+    documents = read(files)
+    if not dry_run:
+        _report(client_of().apply(documents), output, dry_run)
+        return
+    rehearsed = client_of().rehearse(documents)
+    if output == "json":
+        print_json({"results": rehearsed.results, "dry_run": True, "effects": rehearsed.effects})
+        return
+    _report(rehearsed.results, output, dry_run)
+    if any(result.action != "unchanged" for result in rehearsed.results):
+        print_effects(rehearsed.effects)
 
 
 @click.command()

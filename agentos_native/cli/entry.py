@@ -34,6 +34,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "kill": ("lifecycle:kill", "Send a signal to agents' programs."),
         "start": ("lifecycle:start", "Start agents that have ended."),
         "restart": ("lifecycle:restart", "Stop and start agents."),
+        "set": ("set:set_", "Change agents while they run: weight, reservations, limits, policies."),
         "pause": ("lifecycle:pause", "Freeze agents."),
         "resume": ("lifecycle:resume", "Let frozen agents go on."),
         "rm": ("lifecycle:rm", "Remove ended agents and their files."),
@@ -44,7 +45,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "apply": ("documents:apply", "Make it as the documents say."),
         "delete": ("documents:delete", "Remove what the documents describe."),
         "validate": ("documents:validate", "Check documents without a supervisor."),
-        "tenant": ("listing:tenant", "Owners of agents."),
+        "tenant": ("set:tenant", "Owners of agents."),
     },
     "Shares": {
         "top": ("alloc:top", "Live: request, limit, share, use and pressure of each agent."),

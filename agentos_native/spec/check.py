@@ -16,10 +16,10 @@ MAX_PROGRAM: Final = 64 * 1024
 
 def check_agent(spec: AgentSpec, fields: dict[str, Node], place: Place) -> AgentSpec:
     """`spec` itself when its fields agree with each other; `fields` are the nodes that it was built from."""
-    resources = fields["resources"].at("requests") if "resources" in fields else place.child("resources.requests")
     request, limit = spec.resources.requests, spec.resources.limits
-    _within("cpu", request.cpu, limit.cpu, format_cpu(request.cpu), resources)
-    _within("memory", request.memory, limit.memory, format_memory(request.memory), resources)
+    cpu, memory = (_at(fields, "resources", place, "requests", resource) for resource in ("cpu", "memory"))
+    _within("cpu", request.cpu, limit.cpu, format_cpu(request.cpu), cpu)
+    _within("memory", request.memory, limit.memory, format_memory(request.memory), memory)
     longest = len(f"{spec.name}-{spec.replicas - 1}")
     if spec.replicas > 1 and longest > 63:
         what = f"name {clip(spec.name, 24)} is too long for {spec.replicas} replicas"
@@ -52,9 +52,9 @@ def check_agent(spec: AgentSpec, fields: dict[str, Node], place: Place) -> Agent
 
 def check_tenant(spec: TenantSpec, fields: dict[str, Node], place: Place) -> TenantSpec:
     """`spec` itself when its requests are within its limits."""
-    requests = _at(fields, "requests", place)
-    _within("cpu", spec.requests.cpu, spec.limits.cpu, format_cpu(spec.requests.cpu), requests)
-    _within("memory", spec.requests.memory, spec.limits.memory, format_memory(spec.requests.memory), requests)
+    cpu, memory = (_at(fields, "requests", place, resource) for resource in ("cpu", "memory"))
+    _within("cpu", spec.requests.cpu, spec.limits.cpu, format_cpu(spec.requests.cpu), cpu)
+    _within("memory", spec.requests.memory, spec.limits.memory, format_memory(spec.requests.memory), memory)
     return spec
 
 
@@ -70,8 +70,9 @@ def check_distinct(documents: Iterable[tuple[Document, Place]]) -> None:
         seen[key] = place
 
 
-def _at(fields: dict[str, Node], name: str, place: Place) -> Place:
-    return fields[name].place if name in fields else place.child(name)
+def _at(fields: dict[str, Node], name: str, place: Place, *below: str) -> Place:
+    """Where the field, or what is `below` it, is written, or would be."""
+    return fields[name].at(*below) if name in fields else place.child(".".join((name, *below)))
 
 
 def _within(resource: str, request: int, limit: int | None, shown: str, place: Place) -> None:
@@ -80,7 +81,7 @@ def _within(resource: str, request: int, limit: int | None, shown: str, place: P
         raise AgentosError(
             "request-above-limit",
             f"{resource} request {shown} is above its limit {limit_shown}",
-            str(place.child(resource)),
+            str(place),
             "lower the request or raise the limit",
             details={"resource": resource, "request": request, "limit": limit},
         )

@@ -154,11 +154,20 @@ def test_several_names_go_on_after_a_failure(server: StubSupervisor, capsys: pyt
 
 def test_apply_and_dry_run(server: StubSupervisor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = {"kind": "Agent", "name": "a", "tenant": "default", "action": "created", "id": "x"}
-    server.answers["POST", "/v1/apply"] = (200, {"results": [result]})
+    who = {"tenant": "default", "name": "b", "agent_id": "y"}
+    effects = [{**who, "resource": "cpu", "before": 2.0, "after": 1.0}]
+    effects.append({**who, "resource": "memory", "before": 2.0**30, "after": 2.0**31})
+    server.answers["POST", "/v1/apply"] = (200, {"results": [result], "effects": effects})
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "x.yaml").write_text(DOCUMENT)
     assert cli("apply", "-f", str(tmp_path / "d"), "--dry-run") == 0
-    assert capsys.readouterr().out == "agent/default/a created (dry run)\n"
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "agent/default/a created (dry run)"
+    assert [line.split() for line in lines[2:4]] == [
+        ["default", "b", "cpu", "2.000", "1.000", "-1.000"],
+        ["default", "b", "memory", "1Gi", "2Gi", "+1Gi"],
+    ]
+    assert "demand measured lately" in lines[4]
     server.answers["POST", "/v1/apply"] = (
         200,
         {"results": [{"kind": "Tenant", "name": "t", "tenant": "t", "action": "created"}]},
