@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--rounds", type=int, default=5, help="how often each regime plays")
     parser.add_argument("--seconds", type=float, default=20.0, help="measured in each play, after --settle")
-    parser.add_argument("--settle", type=float, default=5.0, help="seconds before that")
+    parser.add_argument("--settle", type=float, default=8.0, help="seconds before that")
     parser.add_argument("--regimes", default="loop,static,kubernetes,nothing", help="who plays; the first is judged")
     parser.add_argument("--quick", action="store_true", help="two short rounds: shows that it works, proves little")
     parser.add_argument("--vm", action="store_true", help="run in the virtual machine, where cgroup v2 is real")

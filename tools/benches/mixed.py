@@ -1,7 +1,7 @@
 """The mixed load of ``tools/bench loop``: who runs, what each wants, and what became of it.
 
-Three dialogue agents with reservations answer turns that arrive by themselves; batch hogs of several tenants compute
-without end; two learners grow until, together with everybody else, they need more memory than there is. The programs
+Three dialogue agents with reservations answer turns that arrive by themselves; batch hogs of two other tenants, one of
+which runs many, compute without end; two learners grow until, together with everybody else, they need more memory than there is. The programs
 (agent.c) report by themselves, and their CPU time is read from their processes, so nothing here depends on how a regime
 groups them.
 """
@@ -49,17 +49,18 @@ def _resources(cpu: int, cpu_limit: int, memory: int, memory_limit: int) -> Reso
 
 
 _TALKS: Final = _resources(400, 1000, 16, 48)
-_HOGS: Final = _resources(100, 1500, 2, 16)
-_LEARNS: Final = _resources(100, 1000, 48, 128)
+_HOGS: Final = _resources(30, 1500, 1, 16)
+_LEARNS: Final = _resources(50, 1000, 48, 128)
 AGENTS: Final = (
     *(_agent(f"dialogue-{n}", "home", 100, _TALKS, "dialogue", str(n), "{think}", "{turn}", f"{{files}}/corpus-{n}")
       for n in range(3)),
     _agent("heavy", "research", 300, _HOGS, "hog", "2"),
     _agent("light", "research", 100, _HOGS, "hog", "2"),
     _agent("learner", "research", 100, _LEARNS, "learner", str(PEAK_MIB), "{step}", "{files}/dataset"),
-    *(_agent(f"guest-{n}", "guests", 100 * (n + 1), _HOGS, "hog", "2") for n in range(3)),
+    *(_agent(f"guest-{n}", "guests", 100 * (1 + n % 2), _HOGS, "hog", "1") for n in range(8)),
     _agent("indexer", "guests", 100, _LEARNS, "learner", str(PEAK_MIB), "{step}", "{files}/dataset"),
 )  # fmt: skip
+"""Their reservations are 1.6 CPUs, of the two that there are; a tenant of many agents is among them."""
 
 
 class Regime(Protocol):
@@ -91,6 +92,9 @@ class Turns:
     """CPU seconds that the turns lack of the reservation during their time."""
     offered: float = 0.0
     """Units of work."""
+    done: float = 0.0
+    used: float = 0.0
+    """Units of the turns that have ended, and their CPU seconds."""
 
 
 @dataclass
@@ -186,6 +190,8 @@ class _Running:
                 found.offered += units
                 found.latency.append((ended if done else end) - arrival)
                 if done:
+                    found.done += units
+                    found.used += used
                     found.busy += ended - began
                     found.missing += max(0.0, request * (ended - began) - used)
         return found
@@ -290,8 +296,8 @@ class Stage:
         kind = agent.spec.command[0]
         turns = agent.turns(begin, end) if kind == "dialogue" else None
         wanted = (used + waited) / elapsed  # of a learner, which also waits for memory and its disk
-        if turns is not None:
-            wanted = turns.offered / self.rate / elapsed
+        if turns is not None:  # the time of a unit as it was meanwhile
+            wanted = turns.offered * (turns.used / turns.done if turns.done else 1 / self.rate) / elapsed
         elif kind == "hog":
             wanted = float(agent.spec.command[1])
         return Outcome(agent.spec, used / elapsed, wanted, int(work), turns)

@@ -47,6 +47,8 @@ class Shares:
         self._woken = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tick", daemon=True)
         self._trouble = ""
+        self.first_tick: float | None = None
+        """When the first tick was done, CLOCK_BOOTTIME; None before."""
 
     def start(self) -> None:
         """Begin to tick."""
@@ -63,8 +65,7 @@ class Shares:
             controller.close()
 
     def _loop(self) -> None:
-        last = time.monotonic()
-        due = last + self._period
+        last = due = time.monotonic()  # the first tick at once: adopted agents wait for it
         while not self._stop.is_set():
             if self._woken.wait(max(due - time.monotonic(), 0.0)):
                 self._woken.clear()
@@ -72,6 +73,8 @@ class Shares:
                 continue
             self._turn()
             last = time.monotonic()
+            if self.first_tick is None:
+                self.first_tick = time.clock_gettime(time.CLOCK_BOOTTIME)
             # A tick that came late is not made up for: shares are computed from what was used since the last one.
             due = max(due + self._period, last)
 
