@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import click
 
+from agentos_native.cli.alloc_simulate import simulate
 from agentos_native.cli.context import AGENT, client_of, output_option
 from agentos_native.cli.effects import amount
 from agentos_native.cli.output import cpus, print_json, print_line, rich_table, size, table
+from agentos_native.cli.report import replay
 
 _FIGURES: Final = ("WEIGHT", "REQUEST", "LIMIT", "DEMAND", "ENTITLED", "MEASURED", "CPU.WEIGHT", "MEMORY", "PIDS")
 _SHOW: Final = ("TENANT", "AGENT", "TIER", *_FIGURES[:7], "BOUND BY")
@@ -28,6 +30,9 @@ _RIGHT: Final = (*_FIGURES, "MEMORY SHARE", "CPU PRESSURE", "MEMORY PRESSURE")
 def alloc() -> None:
     """What the allocator gives, and why. CPU is in CPUs."""
 
+
+alloc.add_command(simulate)
+alloc.add_command(replay)
 
 @alloc.command("show")
 @click.option(

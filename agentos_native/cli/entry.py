@@ -50,6 +50,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
     "Shares": {
         "top": ("alloc:top", "Live: request, limit, share, use and pressure of each agent."),
         "alloc": ("alloc:alloc", "What the allocator gives, and why."),
+        "report": ("report:report", "A page about the recorded ticks: shares, pressure, starts."),
     },
     "Images": {"image": ("image:image", "Root filesystems of agents.")},
 }
