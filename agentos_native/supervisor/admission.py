@@ -1,17 +1,22 @@
 """The door: who gets a slot, and whether a reservation can be kept. Pure but for `node_capacity`.
 
-A reservation that cannot be honoured is refused here, with the numbers; queueing for a full node is not part of this
-version. A tenant's own reservation counts as ``max(own, sum of its agents')``, on the node and in every sum above it.
+A reservation that cannot be honoured now is told here, with the numbers; whether its start waits or is refused is the
+matter of `queueing`. A tenant's own reservation counts as ``max(own, sum of its agents')``, on the node and in every
+sum above it. The arithmetic is `agentos_native.alloc.queueing.Room`; here are specs and errors.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from typing import Final, NamedTuple
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, TenantSpec
+
+if TYPE_CHECKING:
+    from agentos_native.alloc.queueing import Account, Amounts, Obstacle, Room
 
 BLOCKS: Final = 8
 """With 8 blocks all ids stay below 2³¹: devpts of Linux 6.12 reads its gid= option as a signed number (EINVAL)."""
@@ -47,67 +52,89 @@ class Capacity(NamedTuple):
 
 def promised(specs: Iterable[AgentSpec], tenants: Mapping[str, TenantSpec]) -> Capacity:
     """What is reserved on the node by these (running) agents and the declared tenants."""
-    sums: dict[str, list[int]] = {name: [0, 0] for name in tenants}
-    for spec in specs:
-        total = sums.setdefault(spec.tenant, [0, 0])
-        total[0] += spec.resources.requests.cpu
-        total[1] += spec.resources.requests.memory
-    cpu = memory = 0
-    for name, (sum_cpu, sum_memory) in sums.items():
-        own = tenants.get(name)
-        cpu += max(sum_cpu, own.requests.cpu if own else 0)
-        memory += max(sum_memory, own.requests.memory if own else 0)
-    return Capacity(cpu, memory)
+    total = room(specs, tenants, Capacity(1, 1)).promised
+    return Capacity(int(total[0]), int(total[1]))
 
 
-def _show(resource: str, amount: int) -> str:
-    return f"{amount}m" if resource == "cpu" else f"{amount / 2**20:.0f}Mi"
+def asked(spec: AgentSpec, *, slot: bool = False) -> Amounts:
+    """What a start of `spec` asks for; `slot`: it has none yet."""
+    requests = spec.resources.requests
+    return requests.cpu, requests.memory, int(slot), 1
 
 
-def _refuse(resource: str, where: str, asked: int, free: int, total: int) -> AgentosError:
+def account(tenant: TenantSpec) -> Account:
+    """The tenant's terms."""
+    from agentos_native.alloc.queueing import Account
+
+    requests, limits = tenant.requests, tenant.limits
+    bounds = [inf if limit is None else limit for limit in (limits.cpu, limits.memory, limits.agents)]
+    return Account(tenant.weight, (requests.cpu, requests.memory, 0, 0), (bounds[0], bounds[1], inf, bounds[2]))
+
+
+def room(
+    running: Iterable[AgentSpec], tenants: Mapping[str, TenantSpec], capacity: Capacity, *, slots: int = 0
+) -> Room:
+    """What is left beside `running`; `slots` of the node's are taken."""
+    # Not at the top: the constants above are also used where NumPy (a thread for each core) must not be loaded.
+    from agentos_native.alloc.queueing import Room
+
+    accounts = {name: account(tenant) for name, tenant in tenants.items()}
+    made = Room((capacity.cpu, capacity.memory, SLOTS, inf), accounts)
+    for spec in running:
+        made.take(spec.tenant, asked(spec))
+    made.take("", (0, 0, slots, 0))
+    return made
+
+
+def show(resource: str, amount: float) -> str:
+    """An amount for people: 500m, 64Mi, 3."""
+    if resource == "memory":
+        return f"{amount / 2**20:.0f}Mi"
+    return f"{amount:.0f}m" if resource == "cpu" else f"{amount:.0f}"
+
+
+def refusal(spec: AgentSpec, obstacle: Obstacle) -> AgentosError:
+    """The error of a start that is not to wait for `obstacle`."""
+    agent = f"agent {spec.tenant}/{spec.name}"
+    ahead = "; that much is set aside for starts that wait ahead of it" if obstacle.ahead else ""
+    figures = {"resource": obstacle.resource, "asked": int(obstacle.asked), "free": max(int(obstacle.free), 0)}
+    figures["capacity"] = int(obstacle.capacity)
+    if obstacle.resource == "slots":
+        what = f"all {SLOTS} agent slots of this supervisor are taken{ahead}"
+        return AgentosError("node-full", what, agent, "Remove ended agents (rm).", details=figures)
+    if obstacle.resource == "agents":
+        runs, most = int(obstacle.capacity - obstacle.free), int(obstacle.capacity)
+        what = f"tenant {spec.tenant} already runs {runs} of at most {most} agents{ahead}"
+        hint = "Stop one of them, or raise limits.agents of the tenant."
+        return AgentosError("tenant-full", what, agent, hint, details=figures)
+    where = f"tenant {spec.tenant}" if obstacle.scope == "tenant" else agent
+    return _too_large(obstacle.resource, where, obstacle.asked, obstacle.free, obstacle.capacity, ahead)
+
+
+def _too_large(resource: str, where: str, wanted: float, free: float, total: float, ahead: str = "") -> AgentosError:
+    left = max(int(free), 0)
     return AgentosError(
         "reservation-too-large",
-        f"the {resource} reservation of {_show(resource, asked)} does not fit: "
-        f"{_show(resource, max(free, 0))} of {_show(resource, total)} left",
+        f"the {resource} reservation of {show(resource, wanted)} does not fit: "
+        f"{show(resource, left)} of {show(resource, total)} left{ahead}",
         where,
         f"Ask for less in resources.requests.{resource}, or stop an agent that reserves some.",
-        details={"resource": resource, "asked": asked, "free": max(free, 0), "capacity": total, "where": where},
-    )
+        details={
+            "resource": resource, "asked": int(wanted), "free": left, "capacity": int(total), "where": where
+        },
+    )  # fmt: skip
 
 
 def admit(
     spec: AgentSpec, running: Collection[AgentSpec], tenants: Mapping[str, TenantSpec], capacity: Capacity
 ) -> None:
-    """Raise unless one more agent `spec` can run beside `running`, within its tenant and within the node."""
-    siblings = [other for other in running if other.tenant == spec.tenant]
-    own = tenants.get(spec.tenant)
-    if own is not None:
-        _admit_in_tenant(spec, siblings, own)
-    before = promised(running, tenants)
-    after = promised([*running, spec], tenants)
-    for resource in ("cpu", "memory"):
-        total: int = getattr(capacity, resource)
-        asked: int = getattr(spec.resources.requests, resource)
-        if asked and getattr(after, resource) > total:
-            raise _refuse(resource, f"agent {spec.tenant}/{spec.name}", asked, total - getattr(before, resource), total)
+    """Raise unless one more agent `spec` can run beside `running`, within its tenant and within the node.
 
-
-def _admit_in_tenant(spec: AgentSpec, siblings: list[AgentSpec], tenant: TenantSpec) -> None:
-    limit = tenant.limits.agents
-    if limit is not None and len(siblings) >= limit:
-        raise AgentosError(
-            "tenant-full",
-            f"tenant {tenant.name} already runs {len(siblings)} of at most {limit} agents",
-            f"agent {spec.tenant}/{spec.name}",
-            "Stop one of them, or raise limits.agents of the tenant.",
-            details={"resource": "agents", "asked": 1, "free": 0, "capacity": limit},
-        )
-    for resource in ("cpu", "memory"):
-        total: int | None = getattr(tenant.limits, resource)
-        asked: int = getattr(spec.resources.requests, resource)
-        used = sum(getattr(other.resources.requests, resource) for other in siblings)
-        if total is not None and used + asked > total:
-            raise _refuse(resource, f"tenant {tenant.name}", asked, total - used, total)
+    Beside nobody: whether it could ever run.
+    """
+    obstacle = room(running, tenants, capacity).obstacle(spec.tenant, asked(spec))
+    if obstacle is not None:
+        raise refusal(spec, obstacle)
 
 
 def admit_tenant(
@@ -120,8 +147,9 @@ def admit_tenant(
     for resource in ("cpu", "memory"):
         total: int = getattr(capacity, resource)
         if getattr(after, resource) > total:
-            asked: int = getattr(tenant.requests, resource)
-            raise _refuse(resource, f"tenant {tenant.name}", asked, total - getattr(before, resource), total)
+            wanted: int = getattr(tenant.requests, resource)
+            where = f"tenant {tenant.name}"
+            raise _too_large(resource, where, wanted, total - getattr(before, resource), total)
 
 
 def node_capacity() -> Capacity:

@@ -72,7 +72,7 @@ class Run:
 
 
 class Agent:
-    """One agent; `lock` is held by whatever changes its state."""
+    """One agent; `lock` is held by whatever changes its state. `error`: why its last start failed."""
 
     def __init__(self, record: Record) -> None:
         self.record = record
@@ -82,6 +82,7 @@ class Agent:
         self.changed = asyncio.Event()
         self.listeners: list[Listener] = []
         self.restart: asyncio.Task[None] | None = None
+        self.error: Exception | None = None
         self.removed = False
 
     @property

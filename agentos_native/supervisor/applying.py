@@ -3,14 +3,15 @@
 An agent is known by (tenant, name); `replicas` of it are agents of their own, named ``<name>-0`` …. What the kernel can
 change under a running agent (weight, limits and reservations, restart and stop policy) is changed in place; anything
 else needs a new sandbox, so the agent is removed and made again, its files with it. All documents are checked together
-before the first is applied, so one that cannot be admitted leaves everything as it was. An agent that fails to start
-all the same does not keep the others from being applied: the first such error is raised after all have been tried.
+before the first is applied, so one that can never be admitted (or queued) leaves everything as it was. An agent that
+fails to start all the same does not keep the others from being applied: the first such error is raised after all have
+been tried.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -20,6 +21,7 @@ from agentos_native.supervisor import admission, resources
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.changing import LIVE_FIELDS, Changer, changed_fields
 from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.queueing import queue_full
 from agentos_native.wire.api import Action, ApplyResponse, ApplyResult
 
 
@@ -39,21 +41,25 @@ class Applier:
         self._lock = asyncio.Lock()
         self.changer = Changer(lifecycle)
 
-    async def apply(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
+    async def apply(
+        self, documents: Sequence[Document], *, dry_run: bool, wait: bool = True
+    ) -> list[ApplyResult]:
         """Tenants first, then agents (side by side). The error of the first document that failed is raised at the end.
 
         Args:
             dry_run: only say what would be done; checks everything that can be checked without doing it.
+            wait: an agent that does not fit now is queued; otherwise nothing is applied.
         """
         async with self._lock:
-            self._check(documents)
+            waiting = self._check(documents, wait)
             results = []
             for document in documents:
                 if isinstance(document, TenantSpec):
                     results.append(await self._apply_tenant(document, dry_run))
             singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
             outcomes = await asyncio.gather(
-                *(self._apply_agent(spec, dry_run) for spec in singles), return_exceptions=True
+                *(self._apply_agent(spec, waiting if dry_run else None, wait) for spec in singles),
+                return_exceptions=True,
             )
             outcomes += await self._remove_surplus(documents, dry_run)
         for outcome in outcomes:
@@ -62,9 +68,9 @@ class Applier:
             results.append(outcome)
         return results
 
-    async def rehearse(self, documents: Sequence[Document]) -> ApplyResponse:
+    async def rehearse(self, documents: Sequence[Document], *, wait: bool = True) -> ApplyResponse:
         """What `apply` would do, and who would gain and lose by it."""
-        results = await self.apply(documents, dry_run=True)
+        results = await self.apply(documents, dry_run=True, wait=wait)
         waiting = [(result.tenant, result.name) for result in results if result.action == "queued"]
         singles: list[Document] = []
         for document in documents:
@@ -72,8 +78,12 @@ class Applier:
         gone = [result.id for result in results if result.action == "deleted"]
         return ApplyResponse(results=results, effects=await self.changer.effects_of(singles, waiting, gone))
 
-    def _check(self, documents: Sequence[Document]) -> None:
-        """Raise for the first document that this node, as it will be with the others applied, could not take."""
+    def _check(self, documents: Sequence[Document], wait: bool) -> set[tuple[str, str]]:
+        """Raise for the first document that this node, as it will be with the others applied, could not take or queue.
+
+        Returns:
+            those (tenant, name) that would have to wait. Never one that runs: it is not ended for a place in the queue.
+        """
         host = self._host
         singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
         replaced = {(single.tenant, single.name) for single in singles}
@@ -83,12 +93,45 @@ class Applier:
             if isinstance(tenant, TenantSpec):
                 admission.admit_tenant(tenant, beside, tenants, host.capacity)
                 tenants[tenant.name] = tenant
-        for single in singles:
+        waiting: set[tuple[str, str]] = set()
+        for single in sorted(singles, key=lambda single: not self._has_room(single)):
             host.images.get(single.image)
             settings = resources.group_settings(single, host.options.state_dir)
             resources.check_enforceable(single, settings, host.controllers)
-            admission.admit(single, beside, tenants, host.capacity)
-            beside.append(single)
+            admission.admit(single, (), tenants, host.capacity)
+            try:
+                admission.admit(single, beside, tenants, host.capacity)
+            except AgentosError as error:
+                if not wait or self._has_room(single):
+                    raise
+                self._check_queue(single, tenants.get(single.tenant), waiting, replaced, error)
+                waiting.add((single.tenant, single.name))
+            else:
+                beside.append(single)
+        return waiting
+
+    def _has_room(self, spec: AgentSpec) -> bool:
+        agent = self._host.agents.named(spec.tenant, spec.name)
+        return agent is not None and (agent.live or agent.record.state == "backoff")
+
+    def _check_queue(
+        self,
+        spec: AgentSpec,
+        tenant: TenantSpec | None,
+        waiting: set[tuple[str, str]],
+        replaced: set[tuple[str, str]],
+        why: AgentosError,
+    ) -> None:
+        """Raise when one more could not wait beside those that do, and those of the same documents that will."""
+        others = {
+            (spec.tenant, agent.record.spec.name)
+            for agent in self._host.agents
+            if agent.record.state == "queued" and agent.record.spec.tenant == spec.tenant
+        }
+        number = len(others - replaced) + sum(name == spec.tenant for name, _ in waiting)
+        most = self._lifecycle.queue.limit(tenant)
+        if number >= most:
+            raise queue_full(spec, number, most, f"; {why.what}")
 
     async def delete(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
         """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent."""
@@ -106,34 +149,36 @@ class Applier:
     async def _apply_tenant(self, spec: TenantSpec, dry_run: bool) -> ApplyResult:
         host = self._host
         old = host.tenants.get(spec.name)
-        running = [agent.record.spec for agent in host.agents if agent.live]
-        admission.admit_tenant(spec, running, host.tenants, host.capacity)
+        admission.admit_tenant(spec, self._lifecycle.promised_specs(), host.tenants, host.capacity)
         action: Action = "created" if old is None else "unchanged" if old == spec else "updated"
         if not dry_run and old != spec:
             await self.changer.commit_tenant(spec)
+            self._lifecycle.wake_queue()
         return ApplyResult(kind="Tenant", name=spec.name, tenant=spec.name, action=action)
 
-    async def _apply_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
+    async def _apply_agent(
+        self, spec: AgentSpec, rehearsed: Collection[tuple[str, str]] | None, wait: bool
+    ) -> ApplyResult:
+        """`rehearsed`: nothing is done; these (tenant, name) would have to wait."""
         agent = self._host.agents.named(spec.tenant, spec.name)
+        queued = rehearsed is not None and (spec.tenant, spec.name) in rehearsed
         if agent is None:
-            if dry_run:
-                self._lifecycle.check(spec)
-                return _result(spec, "created")
-            agent = await self._lifecycle.run(spec)
-            return _result(spec, "created", agent)
+            if rehearsed is not None:
+                return _result(spec, "queued" if queued else "created")
+            return _result(spec, "created", await self._lifecycle.run(spec, wait=wait))
         changes = changed_fields(agent.record.spec, spec)
         if not changes and (agent.live or not agent.record.wanted):
             return _result(spec, "unchanged", agent)
-        if dry_run:
-            return _result(spec, "updated" if changes else "unchanged", agent)
-        return await self._update(agent, spec, changes)
-
-    async def _update(self, agent: Agent, spec: AgentSpec, changes: set[str]) -> ApplyResult:
-        if changes - LIVE_FIELDS:
-            await self._lifecycle.remove(agent, force=True)
-            return _result(spec, "updated", await self._lifecycle.run(spec))
+        anew = bool(changes - LIVE_FIELDS)
+        if rehearsed is not None:
+            return _result(spec, "queued" if anew and queued else "updated" if changes else "unchanged", agent)
+        if anew:
+            with self._lifecycle.queue.keeping(agent):
+                await self._lifecycle.remove(agent, force=True)
+                return _result(spec, "updated", await self._lifecycle.run(spec, wait=wait))
         async with agent.lock:
             await self.changer.commit(agent, spec)
+        self._lifecycle.wake_queue()
         return _result(spec, "updated" if changes else "unchanged", agent)
 
     def _surplus(self, documents: Sequence[Document]) -> list[Agent]:
@@ -185,9 +230,13 @@ class Applier:
         del host.tenants[name]
         host.shares.remove_tenant(name)
         self._lifecycle.tenancy.sweep_soon()
+        self._lifecycle.wake_queue()
         host.events.add("tenant-deleted", tenant=name)
         return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
 
 
 def _result(spec: AgentSpec, action: Action, agent: Agent | None = None) -> ApplyResult:
+    """`action` was to make the agent, or make it anew, when it is in the queue now: that is what there is to say."""
+    if action in {"created", "updated"} and agent is not None and agent.record.state == "queued":
+        action = "queued"
     return ApplyResult(kind="Agent", name=spec.name, tenant=spec.tenant, action=action, id=agent.id if agent else "")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 
 from agentos_native.supervisor.agents import Agent
+from agentos_native.supervisor.routes import as_error
 from agentos_native.supervisor.streams import Channels, Listener, set_window, write_all
 from agentos_native.wire import api
 
@@ -32,7 +33,8 @@ async def attach(agent: Agent, channels: Channels, *, stdin: bool) -> None:
         listener.end()
         await sender
         record = agent.record
-        await channels.finish(api.StreamStatus(exit_status=record.exit_status, reason=record.reason))
+        failed = as_error(agent.error).to_dict() if agent.error is not None and record.state == "failed" else None
+        await channels.finish(api.StreamStatus(exit_status=record.exit_status, reason=record.reason, error=failed))
     finally:
         agent.listeners.remove(listener)
         resume()
@@ -43,7 +45,7 @@ async def attach(agent: Agent, channels: Channels, *, stdin: bool) -> None:
 
 async def until_ended(agent: Agent) -> None:
     """Returns when the agent's current or first run is over."""
-    while not agent.removed and (agent.live or agent.record.state == "pending"):
+    while not agent.removed and (agent.live or agent.record.state in {"pending", "queued"}):
         await agent.changed.wait()
 
 
@@ -70,6 +72,6 @@ async def _receive(agent: Agent, channels: Channels, *, stdin: bool) -> None:
 
 async def _running(agent: Agent) -> bool:
     """Wait for a start that may still come; whether the agent runs then."""
-    while agent.run is None and not agent.removed and agent.record.state in {"pending", "starting"}:
+    while agent.run is None and not agent.removed and agent.record.state in {"pending", "queued", "starting"}:
         await agent.changed.wait()
     return agent.run is not None

@@ -190,13 +190,11 @@ async def _send(channels: Channels, channel: int, fd: int) -> None:
 
 
 def _running(agent: Agent) -> Run:
-    run = agent.run
-    if run is None or run.finished or agent.record.state == "paused":
+    run, state = agent.run, agent.record.state
+    if run is None or run.finished or state == "paused":
+        hints = {"paused": "Resume it first.", "queued": "It starts when there is room; `ps` shows what it waits for."}
         raise AgentosError(
-            "agent-not-running",
-            f"the agent is {agent.record.state}",
-            agent.where,
-            "Resume it first." if agent.record.state == "paused" else "Start it first.",
+            "agent-not-running", f"the agent is {state}", agent.where, hints.get(state, "Start it first.")
         )
     return run
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from agentos_native.images.model import Image
 from agentos_native.spec.model import TenantSpec
 from agentos_native.supervisor.admission import Capacity
-from agentos_native.supervisor.agents import Agents, Ending
+from agentos_native.supervisor.agents import Agent, Agents, Ending
 from agentos_native.supervisor.doors import Groups, Images, Networks, Shares, Workers
 from agentos_native.supervisor.events import Events
 from agentos_native.supervisor.launcher_link import LauncherLink
@@ -18,6 +18,7 @@ from agentos_native.supervisor.options import Options
 from agentos_native.supervisor.registry import Registry
 from agentos_native.supervisor.userns import UsernsPool
 from agentos_native.wire import launch
+from agentos_native.wire.api import QueuePlace
 
 CLD_EXITED = 1
 """si_code of a process that ended by itself (waitid(2)); every other code that arrives here is a signal."""
@@ -105,6 +106,7 @@ class Host:
     resolve_user: Callable[[Image, str | None], tuple[int, int, tuple[int, ...]]]
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
+    queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
     _by_digest: dict[str, Image] = field(default_factory=dict)
     _users: dict[tuple[str, str | None], tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
 

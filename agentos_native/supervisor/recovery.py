@@ -5,8 +5,9 @@ Theory of operation
     launcher's replay (units that still run, ends that were not acknowledged), the kernel (cgroups, network devices by
     their alias) and the agents' directories. An agent whose first start was interrupted never existed for anybody: it
     is taken back. One that ran and whose processes are still there is adopted; one that ran and is gone has ended, with
-    the status that the launcher kept, or unknown. Whatever belongs to no agent after that is removed. When the registry
-    had to be moved aside, the records come back from the agents' own directories first.
+    the status that the launcher kept, or unknown. One that waited for its start waits again. Whatever belongs to no
+    agent after that is removed. When the registry had to be moved aside, the records come back from the agents' own
+    directories first.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from agentos_native.supervisor.starting import empty_and_remove
 from agentos_native.supervisor.streams import readable
 from agentos_native.wire.api import LIVE_STATES
 
+_REQUEUES = 3
+"""Interrupted starts after which a queued agent is not tried again: it may be what ends the supervisor."""
 _REAPED_WITHIN = 50
 """Hundredths of a second that an adopted agent's new parent is given to reap it."""
 
@@ -58,6 +61,7 @@ class Recovery:
             host.agents.add(Agent(record))
         for agent in host.agents:
             await self._settle(agent)
+        self._lifecycle.queue.restore()
         await host.workers.call(self._remove_strangers)
         for message in self._replay.exited:
             host.link.acknowledge(message.exit_id)
@@ -77,8 +81,10 @@ class Recovery:
         record = agent.record
         if record.provisional:
             await self._host.workers.call(self._release, agent)
-            await self._lifecycle.discard(agent)
+            await self._lifecycle.remove(agent)
             self._say(agent, "its first start was interrupted; taken back")
+        elif record.state == "starting" and record.ticket > 0 and record.backoff_count < _REQUEUES:
+            await self._put_back(agent)
         elif record.state in LIVE_STATES:
             await self._adopt_or_bury(agent)
         elif record.state == "backoff" or (record.reason == SUPERVISOR_STOPPED and _always(agent)):
@@ -91,13 +97,23 @@ class Recovery:
         if record.state in {"running", "paused"}:
             run = await self._find_run(agent, group)
         if run is not None:
+            rates = resources.network_rates(record.spec)
+            wire = (record.slot, agent.id, record.spec.network, rates, run.pidfd)
+            await host.workers.call(host.network.adopt, *wire)
             self._adopt(agent, run)
-            await host.workers.call(host.network.adopt, record.slot, agent.id, record.spec.network)
             self._say(agent, f"adopted (process {run.pid})")
             return
         # A start or stop that was under way when the supervisor died is not carried on: its client has gone.
         await host.workers.call(self._release, agent)
         await self._bury(agent)
+
+    async def _put_back(self, agent: Agent) -> None:
+        """Its turn had come, and the supervisor died during its start: nobody but the queue waits for it."""
+        await self._host.workers.call(self._release, agent)
+        agent.record.backoff_count += 1
+        agent.become("queued")
+        self._host.registry.save(agent.record)
+        self._say(agent, "its start from the queue was interrupted; it is first in line again")
 
     async def _find_run(self, agent: Agent, group: Group) -> Run | None:
         entry = self._replay.live.pop(agent.id, None)
@@ -153,7 +169,7 @@ class Recovery:
         if wait is not None:
             self._lifecycle.runner.schedule_restart(agent, wait)
         elif record.spec.auto_remove:
-            await self._lifecycle.discard(agent)
+            await self._lifecycle.remove(agent)
 
     def _restart(self, agent: Agent) -> None:
         agent.become("backoff", agent.record.reason)
@@ -165,7 +181,8 @@ class Recovery:
         host = self._host
         group = host.groups.get(resources.group_ref(agent.id, agent.record.spec))
         self._try(lambda: empty_and_remove(group))
-        self._try(lambda: host.network.destroy(agent.record.slot))
+        if agent.record.slot >= 0:
+            self._try(lambda: host.network.destroy(agent.record.slot))
 
     def _try(self, action: Callable[[], None]) -> None:
         try:

@@ -41,7 +41,8 @@ class Record(msgspec.Struct, kw_only=True):
 
     `wanted` is what the user asked for last (running or not), so that a restart of the supervisor knows whether to
     restart the agent. `provisional`: made by a request that shall also start it and is not answered yet; an interrupted
-    one is taken back altogether.
+    one is taken back altogether. `ticket`: its place in the order of waiting starts; 0 once it runs or does not wait.
+    A negative `slot` stands for one that it waits for.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Record(msgspec.Struct, kw_only=True):
     reason: str = ""
     exit_status: int | None = None
     oom_killed: bool = False
+    oom: dict[str, int | None] = {}
     pid: int | None = None
     restarts: int = 0
     backoff_count: int = 0
@@ -63,6 +65,8 @@ class Record(msgspec.Struct, kw_only=True):
     warnings: list[str] = []
     wanted: bool = False
     provisional: bool = False
+    ticket: int = 0
+    queued_at: float | None = None
 
 
 class CorruptRegistryError(Exception):

@@ -36,6 +36,8 @@ _STATUS: Final = {
     "reservation-too-large": 409,
     "tenant-full": 409,
     "node-full": 409,
+    "queue-full": 409,
+    "agent-queued": 409,
     "unenforceable": 422,
     "permission": 403,
     "too-large": 413,

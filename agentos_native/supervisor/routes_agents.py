@@ -41,10 +41,10 @@ class AgentRoutes:
             Endpoint("GET", one, self.show, "Everything about one", None, api.Agent),
             Endpoint("PATCH", one, self.change, "Change it, running or not", api.ChangeRequest, api.ChangeResult),
             Endpoint("DELETE", one, self.remove, "Remove one", status=204, query=("force",)),
-            Endpoint("POST", f"{one}/start", self.start, "Start", None, api.Agent),
+            Endpoint("POST", f"{one}/start", self.start, "Start", api.StartRequest, api.Agent),
             Endpoint("POST", f"{one}/stop", self.stop, "Signal, wait, kill", api.StopRequest, api.Agent),
             Endpoint("POST", f"{one}/kill", self.kill, "Signal", api.KillRequest, api.Agent),
-            Endpoint("POST", f"{one}/restart", self.restart, "Stop and start", api.StopRequest, api.Agent),
+            Endpoint("POST", f"{one}/restart", self.restart, "Stop and start", api.RestartRequest, api.Agent),
             Endpoint("POST", f"{one}/pause", self.pause, "Freeze", None, api.Agent),
             Endpoint("POST", f"{one}/resume", self.resume, "Thaw", None, api.Agent),
             Endpoint("GET", f"{one}/wait", self.wait, "Wait for the end", None, api.WaitResult),
@@ -62,8 +62,8 @@ class AgentRoutes:
         wanted = await body(request, api.ApplyRequest)
         documents = [from_builtins(document.spec, document.kind) for document in wanted.documents]
         if not wanted.dry_run:
-            return api.ApplyResponse(results=await self._applier.apply(documents, dry_run=False))
-        return await self._applier.rehearse(documents)
+            return api.ApplyResponse(results=await self._applier.apply(documents, dry_run=False, wait=wanted.wait))
+        return await self._applier.rehearse(documents, wait=wanted.wait)
 
     async def change(self, request: Request) -> api.ChangeResult:
         """A merge patch of the spec (RFC 7396): what is null goes back to its default; all of it or nothing."""
@@ -95,11 +95,10 @@ class AgentRoutes:
         return api.AgentList(agents=[self._view(agent) for agent in chosen])
 
     async def run(self, request: Request) -> api.Agent:
-        """Returns when the program has been executed; a failure leaves nothing."""
+        """Returns when the program has been executed, or its start is queued; a failure leaves nothing."""
         wanted = await body(request, api.RunRequest)
-        spec = agent_from_builtins(wanted.spec)
-        agent = await (self._lifecycle.run(spec) if wanted.start else self._lifecycle.create(spec))
-        return self._view(agent)
+        act = self._lifecycle.run if wanted.start else self._lifecycle.create
+        return self._view(await act(agent_from_builtins(wanted.spec), wait=wanted.wait))
 
     async def show(self, request: Request) -> api.Agent:
         """With the figures of its cgroup while it runs."""
@@ -114,9 +113,9 @@ class AgentRoutes:
         await self._lifecycle.remove(self._find(request), force=flag(request, "force"))
 
     async def start(self, request: Request) -> api.Agent:
-        """Returns when the program has been executed."""
+        """Returns when the program has been executed, or its start is queued."""
         agent = self._find(request)
-        await self._lifecycle.start(agent)
+        await self._lifecycle.start(agent, wait=(await body(request, api.StartRequest)).wait)
         return self._view(agent)
 
     async def stop(self, request: Request) -> api.Agent:
@@ -135,7 +134,8 @@ class AgentRoutes:
     async def restart(self, request: Request) -> api.Agent:
         """Stops it if it runs."""
         agent = self._find(request)
-        await self._lifecycle.restart(agent, grace=(await body(request, api.StopRequest)).grace)
+        wanted = await body(request, api.RestartRequest)
+        await self._lifecycle.restart(agent, grace=wanted.grace, wait=wanted.wait)
         return self._view(agent)
 
     async def pause(self, request: Request) -> api.Agent:
@@ -162,6 +162,8 @@ class AgentRoutes:
         agent = self._find(request)
         cursor = logs.LogCursor(self._host.options.agent_dir(agent.id))
         follow = flag(request, "follow")
+        if agent.record.state == "queued" and agent.record.started_at is None and not follow:
+            raise self._lifecycle.queue.error(agent)
         return Lines(
             logs.follow(
                 cursor,

@@ -60,11 +60,13 @@ class Runner:
         self.closing = False
         self.on_timeout: Callable[[Agent], Coroutine[Any, Any, None]]
         self.on_auto_remove: Callable[[Agent], Coroutine[Any, Any, None]]
+        self.on_free: Callable[[], None]
+        """A reservation may have become free."""
 
     async def start(self, agent: Agent) -> None:
         """Start under the agent's lock; on failure the agent is in state failed, and the error is raised."""
         record = agent.record
-        record.exit_status, record.oom_killed, record.pid = None, False, None
+        record.exit_status, record.oom_killed, record.oom, record.pid = None, False, {}, None
         record.ended_at = None
         agent.become("starting")
         if not record.provisional:  # such a record is taken back whatever its state
@@ -72,19 +74,20 @@ class Runner:
         try:
             run = await Start(self._host, agent).go()
         except Exception as error:
-            self._start_failed(agent, error)
+            self.start_failed(agent, error)
             raise
         agent.run = run
-        record.pid, record.started_at, record.provisional = run.pid, time.time(), False
+        record.pid, record.started_at, record.provisional, record.ticket = run.pid, time.time(), False, 0
         agent.become("running")
         self._host.registry.save(record)
         self.attend(agent, run)
         self.event(agent, "started", pid=run.pid)
         self._host.userns.refill()
 
-    def _start_failed(self, agent: Agent, error: Exception) -> None:
+    def start_failed(self, agent: Agent, error: Exception) -> None:
+        """Record that no program ran, and why."""
         record = agent.record
-        record.ended_at = time.time()
+        record.ended_at, record.ticket, agent.error = time.time(), 0, error
         if isinstance(error, AgentosError):
             record.exit_status = error.exit_status
             agent.become("failed", f"{error.code}: {error.what}")
@@ -128,7 +131,8 @@ class Runner:
         run.finished = True
         host, record = self._host, agent.record
         host.shares.remove(agent.id)
-        oom_killed, leftovers = await host.workers.call(self._release, agent, run)
+        oom, leftovers = await host.workers.call(self._release, agent, run)
+        oom_killed = bool(oom)
         if run.drain is not None:
             run.drain.finish()
             run.drain = None
@@ -137,25 +141,28 @@ class Runner:
         if leftovers:
             record.warnings = [*record.warnings, *leftovers]
         ran_for = ending.ended_at - (record.started_at or ending.ended_at)
-        record.ended_at, record.oom_killed = ending.ended_at, oom_killed
+        record.ended_at, record.oom_killed, record.oom = ending.ended_at, oom_killed, oom
         record.exit_status = EXIT_TIMEOUT if run.stop_reason == TIMED_OUT else ending.status
         wait = self._next_start(agent, run, ran_for)
         agent.become("exited" if wait is None else "backoff", _reason(run, ending, oom_killed))
         host.registry.save(record)
         if ending.exit_id is not None:
             host.link.acknowledge(ending.exit_id)
-        self.event(agent, "exited", exit_status=record.exit_status, reason=record.reason, oom_killed=oom_killed)
+        detail = {"oom_killed": oom_killed, **({"oom": oom} if oom else {})}
+        self.event(agent, "exited", exit_status=record.exit_status, reason=record.reason, **detail)
         if wait is not None:
             agent.restart = self._tasks.spawn(self._restart_after(agent, wait))
-        elif record.spec.auto_remove and not self.closing:
+            return
+        self.on_free()
+        if record.spec.auto_remove and not self.closing:
             await self.on_auto_remove(agent)
 
-    def _release(self, agent: Agent, run: Run) -> tuple[bool, list[str]]:
-        """In a worker thread. Gives whether the OOM killer was there, and what could not be released, in words."""
+    def _release(self, agent: Agent, run: Run) -> tuple[dict[str, int | None], list[str]]:
+        """In a worker thread. Gives the figures if the OOM killer was there, and what could not be released, in words."""
         leftovers: list[str] = []
-        oom_killed = False
+        oom: dict[str, int | None] = {}
         try:
-            oom_killed = bool(run.group.stat().get("memory.events", {}).get("oom_kill", 0))
+            oom = resources.oom_figures(run.group.stat(), agent.record.spec)
             run.group.kill()
         except (AgentosError, OSError) as error:
             leftovers.append(f"cgroup: {error}")
@@ -169,7 +176,7 @@ class Runner:
         except (AgentosError, OSError) as error:
             leftovers.append(f"cgroup: {error}")
         faults.point("release.cgroup")
-        return oom_killed, leftovers
+        return oom, leftovers
 
     def _next_start(self, agent: Agent, run: Run, ran_for: float) -> float | None:
         record = agent.record
@@ -200,6 +207,8 @@ class Runner:
                 if again is not None:
                     agent.become("backoff", agent.record.reason)
                     agent.restart = self._tasks.spawn(self._restart_after(agent, again))
+                else:
+                    self.on_free()
                 self._host.registry.save(agent.record)
 
     def schedule_restart(self, agent: Agent, wait: float) -> None:
@@ -212,6 +221,7 @@ class Runner:
             agent.restart = None
         if agent.record.state == "backoff":
             agent.become("exited", agent.record.reason)
+            self.on_free()
 
     def event(self, agent: Agent, kind: str, **detail: Any) -> None:
         """Tell whoever follows the events."""

@@ -19,7 +19,7 @@ from agentos_native.wire import api
 def agent_view(host: Host, agent: Agent, *, usage: dict[str, Any] | None = None) -> api.Agent:
     """One agent; `usage` is its cgroup's figures where they were asked for."""
     record, spec = agent.record, agent.record.spec
-    wire = host.addresses(host.block, record.slot) if spec.network != "none" else None
+    wire = host.addresses(host.block, record.slot) if spec.network != "none" and record.slot >= 0 else None
     written = to_builtins(spec)
     return api.Agent(
         id=record.id,
@@ -32,6 +32,7 @@ def agent_view(host: Host, agent: Agent, *, usage: dict[str, Any] | None = None)
         reason=record.reason,
         exit_status=record.exit_status,
         oom_killed=record.oom_killed,
+        oom=record.oom,
         pid=record.pid if agent.live else None,
         slot=record.slot,
         restarts=record.restarts,
@@ -48,6 +49,7 @@ def agent_view(host: Host, agent: Agent, *, usage: dict[str, Any] | None = None)
         timings=agent.timings,
         usage=usage or {},
         spec=written,
+        queue=host.queue_place(agent),
     )
 
 
@@ -67,6 +69,7 @@ def tenant_view(host: Host, name: str) -> api.Tenant:
         limits=written.get("limits", {}),
         agents=len(members),
         running=len(live),
+        queued=sum(agent.record.state == "queued" for agent in members),
         requested_cpu_millis=sum(member.resources.requests.cpu for member in live),
         requested_memory=sum(member.resources.requests.memory for member in live),
     )
@@ -95,6 +98,7 @@ def node_view(host: Host, extra: dict[str, Any]) -> api.Node:
         slots=admission.SLOTS,
         agents=len(host.agents),
         running=len(live),
+        queued=sum(agent.record.state == "queued" for agent in host.agents),
         tick_period=settings.tick_period,
         supervisor_pid=os.getpid(),
         **extra,

@@ -67,7 +67,8 @@ class Agent(_Body, kw_only=True):
     """One agent. `pid` is its first process as the host numbers it, for display only.
 
     `unenforced` lists the controllers that the host lacks and the spec did without; `timings` says when each stage
-    of the last start was done, in milliseconds since its request.
+    of the last start was done, in milliseconds since its request. `oom`: the group's figures after an out-of-memory
+    kill (oom_kills, peak, current, limit; bytes).
     """
 
     id: str
@@ -80,6 +81,7 @@ class Agent(_Body, kw_only=True):
     reason: str = ""
     exit_status: int | None = None
     oom_killed: bool = False
+    oom: dict[str, int | None] = {}
     pid: int | None = None
     slot: int
     restarts: int = 0
@@ -158,6 +160,12 @@ class StopRequest(_Body, kw_only=True):
     signal: str | None = None
 
 
+class RestartRequest(StopRequest, kw_only=True):
+    """`wait` as in `RunRequest`; it matters when the agent does not run."""
+
+    wait: bool = True
+
+
 class KillRequest(_Body, kw_only=True):
     signal: str = "SIGKILL"
 
@@ -182,8 +190,11 @@ class DocumentBody(_Body, kw_only=True):
 
 
 class ApplyRequest(_Body, kw_only=True):
+    """`wait` as in `RunRequest`, for every agent among the documents."""
+
     documents: list[DocumentBody]
     dry_run: bool = False
+    wait: bool = True
 
 
 class ApplyResult(_Body, kw_only=True):
@@ -210,6 +221,7 @@ class Tenant(_Body, kw_only=True):
     limits: dict[str, Any]
     agents: int
     running: int
+    queued: int = 0
     requested_cpu_millis: int
     requested_memory: int
 
@@ -243,9 +255,12 @@ class Node(_Body, kw_only=True):
     slots: int
     agents: int
     running: int
+    queued: int = 0
     tick_period: float
     tick_engine: str = ""
     started_at: float
+    first_tick: float | None = None
+    """When the first allocation was done, in seconds since boot (CLOCK_BOOTTIME); None before."""
     supervisor_pid: int
     launcher_restarts: int = 0
     warnings: list[str] = msgspec.field(default_factory=list)

@@ -283,14 +283,14 @@ def test_many_at_once(tmp_path: Path) -> None:
 
 
 def test_documents_that_do_not_fit_together_change_nothing(tmp_path: Path) -> None:
-    half = Resources(requests=Requests(cpu=1200))
+    never = Resources(requests=Requests(cpu=2001))
 
     async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         applier = Applier(lifecycle)
         tenant = TenantSpec(name="home", weight=200)
         for documents, code in (
             ((tenant, spec("a", tenant="home"), AgentSpec(name="b", tenant="home", image="nope")), "image-not-found"),
-            ((tenant, spec("a", resources=half), spec("b", resources=half)), "reservation-too-large"),
+            ((tenant, spec("a"), spec("b", resources=never)), "reservation-too-large"),
             ((tenant, spec("a"), spec("b", resources=Resources(io_weight=50))), "unenforceable"),
         ):
             with pytest.raises(AgentosError) as caught:
@@ -326,7 +326,7 @@ def test_documents(tmp_path: Path) -> None:
         assert {action for _, action in await apply(other)} == {"updated"}
         assert lifecycle.host.agents.find("home/w-0").record.pid != pid  # made anew
         with pytest.raises(AgentosError, match="tenant-full"):
-            await apply(spec("w", tenant="home", replicas=4, env={"A": "1"}))
+            await applier.apply([spec("w", tenant="home", replicas=4, env={"A": "1"})], dry_run=False, wait=False)
         assert len(lifecycle.host.agents) == 2  # the one that would have fitted was not made either
         with pytest.raises(AgentosError, match="tenant-in-use"):
             await applier.delete([tenant], dry_run=False)
