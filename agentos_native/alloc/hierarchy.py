@@ -1,30 +1,25 @@
-"""The CPU policy ``maxmin``: one resource divided over a tree of tenants, tiers and agents.
+"""The machine's CPUs over a tree of tenants, tiers and agents, each parent by its own policy.
 
 Going up, floors and ceilings are summed: a tenant's floor is the larger of its own reservation and its agents', its
-ceiling the smaller of its own limit and their ceilings. Going down, each level is filled:
+ceiling the smaller of its own limit and their ceilings. Going down, `policies.divide` fills:
 
-1. the machine over the priorities of tenants: every floor first, then tier by tier, highest first, what is left;
-2. one priority's part over its tenants, by weighted max-min;
-3. a tenant's share over the tiers of its agents, as in 1;
-4. a tier's part over its agents, by weighted max-min.
+1. the machine over its tenants, by the node's policy; a tenant's tier is its priority among tenants;
+2. each tenant's share over its agents, by the tenant's policy; what a tier gets, its agents divide among themselves.
 
-Agents compare with agents of their own tenant and tier only, as siblings of a cgroup do.
+Agents compare with agents of their own tenant only, as siblings of a cgroup do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agentos_native.alloc import engines
-from agentos_native.alloc.waterfill import LARGE, Floats, Indices, sanitise, segment_sum
+from agentos_native.alloc.members import HUNGRY, TIERS, Division, Members
+from agentos_native.alloc.policies import DRF, MAXMIN, divide, tier_budgets
+from agentos_native.alloc.waterfill import LARGE, SMALLEST_WEIGHT, Floats, Indices, segment_sum, segments_of
 
-TIERS: Final = 5
-"""system, high, normal, low, idle: the index is the rank, 0 goes first."""
-HUNGRY: Final = 1e-6
-"""CPUs: whoever is this far below its ceiling wants more than it has."""
+__all__ = ["HUNGRY", "TIERS", "Problem", "Solution", "Warm", "clean", "solve", "tier_budgets"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,10 @@ class Problem:
         tenant_weight, tenant_tier, tenant_floor, tenant_ceiling: shape (T,); the tenant's own, without its agents'.
         starts: of the groups (group = tenant · TIERS + tier), and n: shape (T · TIERS + 1,).
         weight, floor, ceiling, demand: shape (n,); the ceiling is the limit, and demand may be ∞.
+        policy: by which the machine is divided among tenants, an index into `policies.POLICIES`.
+        tenant_policy: by which each tenant's share is divided among its agents, shape (T,); None: the node's.
+        profile: the parts (0..1) of the machine's other resources that each agent wants, shape (n, k); None: nothing
+            is known of them. Only ``drf`` asks.
     """
 
     capacity: float
@@ -48,6 +47,16 @@ class Problem:
     floor: Floats
     ceiling: Floats
     demand: Floats
+    policy: int = MAXMIN
+    tenant_policy: Indices | None = None
+    profile: Floats | None = None
+
+    @property
+    def tenant_policies(self) -> Indices:
+        """Each tenant's policy, shape (T,)."""
+        if self.tenant_policy is None:
+            return np.full(len(self.tenant_weight), self.policy, dtype=np.int64)
+        return self.tenant_policy
 
 
 @dataclass
@@ -65,7 +74,9 @@ class Solution:
     Attributes:
         share: of the agents, shape (n,).
         wanted: what each agent could use, min(ceiling, demand), shape (n,).
-        group_share, group_wanted, group_floor: shape (T, TIERS); the floor is the wanted part of the reservations.
+        promise: what the policy gives each agent before it fills by weight: the wanted part of its reservation, and
+            under ``drf`` its part by dominant fairness. Shape (n,).
+        group_share, group_wanted, group_floor: shape (T, TIERS); the floor is the sum of promises.
         group_reserved: all of the reservations, shape (T, TIERS).
         group_level: shape (T · TIERS,).
         tenant_share, tenant_wanted, tenant_floor, tenant_reserved: shape (T,).
@@ -75,6 +86,7 @@ class Solution:
 
     share: Floats
     wanted: Floats
+    promise: Floats
     group_share: Floats
     group_wanted: Floats
     group_floor: Floats
@@ -89,78 +101,107 @@ class Solution:
     slack: float
 
 
-def tier_budgets(capacity: Floats, floors: Floats, wanted: Floats) -> Floats:
-    """Divide each row's capacity over its tiers: every tier's floor first, then tier by tier what is left.
+def _finite(values: Floats, unknown: float, least: float = 0.0) -> Floats:
+    """Doubles from `least` to `LARGE`; NaN becomes `unknown`."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.clip(np.where(np.isnan(values), unknown, values), least, LARGE)
 
-    Args:
-        capacity: shape (P,).
-        floors, wanted: shape (P, TIERS), floors ≤ wanted. Floors that do not fit are scaled down alike.
+
+def clean(problem: Problem) -> Problem:
+    """The problem without NaN, infinities and negative amounts, always to the disadvantage of the entry itself.
+
+    An exception: a demand that is not known is not held against an agent, nor a tenant's limit against a tenant.
     """
-    total = floors.sum(axis=1)
-    scale = np.divide(capacity, total, out=np.ones_like(total), where=total > capacity)
-    floors = floors * scale[:, None]
-    left = np.maximum(capacity - floors.sum(axis=1), 0.0)
-    budgets = np.empty_like(floors)
-    for tier in range(floors.shape[1]):
-        more = np.minimum(wanted[:, tier] - floors[:, tier], left)
-        budgets[:, tier] = floors[:, tier] + more
-        left = left - more
-    return budgets
+    return replace(
+        problem,
+        capacity=float(_finite(np.array(problem.capacity), 0.0)),
+        tenant_weight=_finite(problem.tenant_weight, 0.0, SMALLEST_WEIGHT),
+        tenant_floor=_finite(problem.tenant_floor, 0.0),
+        tenant_ceiling=_finite(problem.tenant_ceiling, LARGE),
+        weight=_finite(problem.weight, 0.0, SMALLEST_WEIGHT),
+        floor=_finite(problem.floor, 0.0),
+        ceiling=_finite(problem.ceiling, 0.0),
+        demand=_finite(problem.demand, LARGE),
+    )
 
 
-def _fill_tenants(problem: Problem, floors: Floats, wanted: Floats, warm: Warm) -> tuple[Floats, Floats]:
-    """The machine over tenants: their shares (T,) and each priority's level (TIERS,)."""
+def _parts(problem: Problem, wanted: Floats) -> Floats | None:
+    """The parts of the machine's resources that agents want, CPU first, shape (n, 1 + k); None: no policy asks."""
+    if problem.policy != DRF and not np.any(problem.tenant_policies == DRF):
+        return None
+    machine = max(problem.capacity, 1e-9)
+    cpu = np.minimum(wanted, machine)[:, None] / machine
+    if problem.profile is None:
+        return cpu
+    return np.hstack([cpu, np.clip(np.nan_to_num(problem.profile, nan=0.0), 0.0, 1.0)])
+
+
+def _tenants(
+    problem: Problem, floors: Floats, wanted: Floats, parts: Floats | None, warm: Warm
+) -> tuple[Division, Indices]:
+    """The machine over its tenants, in the order of their priority; and that order, shape (T,)."""
     order = np.argsort(problem.tenant_tier, kind="stable")
-    tier = problem.tenant_tier[order]
-    starts = np.searchsorted(tier, np.arange(TIERS + 1)).astype(np.int64)
-    sums = [segment_sum(values, problem.tenant_tier, TIERS)[None, :] for values in (floors, wanted)]
-    budgets = tier_budgets(np.array([problem.capacity]), sums[0], sums[1])[0]
-    weights = np.clip(np.nan_to_num(problem.tenant_weight), 1e-9, LARGE)
-    guesses = np.where(np.isfinite(warm.tenants), warm.tenants, 0.0)
-    shares, levels = engines.waterfill(weights[order], floors[order], wanted[order], starts, budgets, guesses)
-    result = np.empty_like(shares)
-    result[order] = shares
-    return result, levels
+    members = Members(
+        weight=problem.tenant_weight[order],
+        floor=floors[order],
+        wanted=wanted[order],
+        starts=np.searchsorted(problem.tenant_tier[order], np.arange(TIERS + 1)).astype(np.int64),
+        capacity=np.array([problem.capacity]),
+        guesses=np.where(np.isfinite(warm.tenants), warm.tenants, 0.0),
+        machine=problem.capacity,
+        parts=None if parts is None else parts[order],
+    )
+    return divide(members, np.array([problem.policy])), order
+
+
+def _parts_of_tenants(problem: Problem, parts: Floats, tenant_of: Indices) -> Floats:
+    """What tenants want of each resource: what their agents do, of CPU no more than their limit."""
+    tenants = len(problem.tenant_weight)
+    sums = np.column_stack([segment_sum(column, tenant_of, tenants) for column in parts.T])
+    sums[:, 0] = np.minimum(sums[:, 0], problem.tenant_ceiling / max(problem.capacity, 1e-9))
+    return sums
 
 
 def solve(problem: Problem, warm: Warm | None = None) -> Solution:
     """Divide `problem.capacity`; `warm` is read and replaced by this solution's levels."""
     warm = warm if warm is not None else Warm()
+    problem = clean(problem)
     tenants = len(problem.tenant_weight)
-    group_of = np.repeat(np.arange(tenants * TIERS), np.diff(problem.starts))
-    reserved = np.nan_to_num(np.asarray(problem.floor, dtype=np.float64), nan=0.0, posinf=LARGE)
-    demand = np.where(np.isnan(problem.demand), np.inf, problem.demand)  # unknown is not held against an agent
-    weights, floors, wanted = sanitise(problem.weight, reserved, np.minimum(problem.ceiling, demand))
+    group_of = segments_of(problem.starts)
+    wanted = np.minimum(problem.ceiling, problem.demand)
+    floors = np.minimum(problem.floor, wanted)
 
     def groups(values: Floats) -> Floats:
         return segment_sum(values, group_of, tenants * TIERS).reshape(tenants, TIERS)
 
-    group_floors, group_wanted = groups(floors), groups(wanted)
-    tenant_ceiling = np.clip(np.nan_to_num(problem.tenant_ceiling, nan=LARGE, posinf=LARGE), 0.0, LARGE)
-    tenant_wanted = np.minimum(tenant_ceiling, group_wanted.sum(axis=1))
-    own = np.clip(np.nan_to_num(problem.tenant_floor), 0.0, LARGE)
-    tenant_floors = np.minimum(np.maximum(own, group_floors.sum(axis=1)), tenant_wanted)
-    tenant_share, tenant_level = _fill_tenants(problem, tenant_floors, tenant_wanted, warm)
+    group_wanted, full = groups(wanted), groups(problem.floor)
+    tenant_wanted = np.minimum(problem.tenant_ceiling, group_wanted.sum(axis=1))
+    reserved = np.maximum(problem.tenant_floor, groups(floors).sum(axis=1))
+    parts = _parts(problem, wanted)
+    of_tenants = None if parts is None else _parts_of_tenants(problem, parts, group_of // TIERS)
+    above, order = _tenants(problem, np.minimum(reserved, tenant_wanted), tenant_wanted, of_tenants, warm)
+    tenant_share, tenant_floor = np.empty(tenants), np.empty(tenants)
+    tenant_share[order], tenant_floor[order] = above.share, above.promise
 
-    budgets = tier_budgets(tenant_share, group_floors, group_wanted)
     guesses = warm.groups if len(warm.groups) == tenants * TIERS else np.zeros(tenants * TIERS)
     guesses = np.where(np.isfinite(guesses), guesses, 0.0)
-    share, group_level = engines.waterfill(weights, floors, wanted, problem.starts, budgets.ravel(), guesses)
-    warm.tenants, warm.groups = tenant_level, group_level
-    full = groups(np.clip(reserved, 0.0, LARGE))
+    members = Members(problem.weight, floors, wanted, problem.starts, tenant_share, guesses, problem.capacity, parts)
+    below = divide(members, problem.tenant_policies)
+    warm.tenants, warm.groups = above.level, below.level
     return Solution(
-        share=share,
+        share=below.share,
         wanted=wanted,
-        group_share=budgets,
+        promise=below.promise,
+        group_share=below.budget,
         group_wanted=group_wanted,
-        group_floor=group_floors,
+        group_floor=groups(below.promise),
         group_reserved=full,
-        group_level=group_level,
+        group_level=below.level,
         tenant_share=tenant_share,
         tenant_wanted=tenant_wanted,
-        tenant_floor=tenant_floors,
-        tenant_reserved=np.maximum(own, full.sum(axis=1)),
-        tenant_level=tenant_level,
+        tenant_floor=tenant_floor,
+        tenant_reserved=np.maximum(problem.tenant_floor, full.sum(axis=1)),
+        tenant_level=above.level,
         capacity=problem.capacity,
         slack=max(problem.capacity - float(tenant_share.sum()), 0.0),
     )
