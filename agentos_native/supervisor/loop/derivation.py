@@ -2,11 +2,13 @@
 
     machine → priorities of tenants → tenants of one priority → priorities of agents → agents of one priority → weight
 
-Three rules suffice. Priorities: every one's floor first (scaled down alike where the floors do not fit), then from the
-highest downwards what it wants, as long as something is left. Members of one priority by ``maxmin``:
-``share = clip(weight · level, floor, ceiling)`` with ``Σ share = budget``; the state says when there is no level:
-``satisfied`` (everybody has its ceiling) or ``short`` (the floors do not fit: ``share = floor · budget / Σ floor``).
-The kernel's weight: the W-rule of `agentos_native.alloc.weights`.
+Priorities: every one's floor first (scaled down alike where the floors do not fit), then from the highest downwards
+what it wants, as long as something is left; under the policy ``priority`` floors do not come first. Of one priority:
+``share = clip(weight · level, floor, ceiling)`` with ``Σ share = budget``; under ``drf`` the floor is what dominant
+fairness promises; under ``utility`` that rule is for those of one weight (`margin`), the heavier have their ceiling
+and the lighter their floor. The state says when there is no level: ``satisfied`` (everybody has its ceiling) or
+``short`` (the floors do not fit: ``share = floor · budget / Σ floor``). The kernel's weight: the W-rule of
+`agentos_native.alloc.weights`.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ import numpy as np
 from agentos_native import alloc
 from agentos_native.alloc import TIERS, Trims
 from agentos_native.alloc.hierarchy import HUNGRY
+from agentos_native.alloc.siblings import COARSE
 from agentos_native.alloc.waterfill import LARGE
 from agentos_native.alloc.weights import HIGHEST, LOWEST, TINY
-from agentos_native.spec.model import PRIORITIES
+from agentos_native.spec.model import POLICIES, PRIORITIES, Policy
 from agentos_native.supervisor.loop.whatif import Solved
 
 Figures = dict[str, Any]
-State = Literal["level", "satisfied", "short"]
+State = Literal["level", "margin", "satisfied", "short"]
 CLOSE: Final = 1e-9
 """CPUs: nearer than this, a share is at its bound."""
 
@@ -55,10 +58,17 @@ def derive(solved: Solved, index: int, trims: Trims | None = None) -> Figures:
     }
 
 
-def _rows(floors: Sequence[float], wanted: Sequence[float], budgets: Sequence[float]) -> list[Figures]:
+def _rows(
+    policy: Policy, floors: Sequence[float], wanted: Sequence[float], budgets: Sequence[float]
+) -> list[Figures]:
     """Priorities that have somebody in them, the highest first."""
     return [
-        {"tier": PRIORITIES[tier], "floor": float(floor), "wanted": float(most), "budget": float(budget)}
+        {
+            "tier": PRIORITIES[tier],
+            "floor": 0.0 if policy == "priority" else float(floor),
+            "wanted": float(most),
+            "budget": float(budget),
+        }
         for tier, (floor, most, budget) in enumerate(zip(floors, wanted, budgets, strict=True))
         if most > 0 or floor > 0
     ]
@@ -75,14 +85,34 @@ def _machine(solved: Solved) -> Figures:
     return {
         "capacity": float(solution.capacity),
         "slack": float(solution.slack),
-        "priorities": _rows(floors, wanted, summed(solution.tenant_share)),
+        "policy": POLICIES[solved.problem.policy],
+        "priorities": _rows(POLICIES[solved.problem.policy], floors, wanted, summed(solution.tenant_share)),
     }
 
 
-def _level(level: float) -> tuple[State, float | None]:
-    if math.isinf(level):
-        return "satisfied", None
-    return ("level", float(level)) if level > 0 else ("short", None)
+def _level(policy: Policy, level: float, budget: float, members: list[Figures]) -> Figures:
+    """How the members' shares follow from their floors and ceilings: state, level, and the weight at the margin."""
+    by_level = policy in ("maxmin", "priority")
+    full, floors = all(member["at"] == "ceiling" for member in members), sum(member["floor"] for member in members)
+    if math.isinf(level) if by_level else full:
+        return {"state": "satisfied", "level": None, "margin": None}
+    if level <= 0 if by_level else budget <= floors * (1 + 1e-12):
+        return {"state": "short", "level": None, "margin": None}
+    if policy == "utility":
+        served = [member for member in members if member["share"] > member["floor"] + CLOSE]
+        margin = min(member["weight"] for member in served)
+        level = implied_level([member for member in members if member["weight"] == margin])
+        return {"state": "margin", "level": level, "margin": margin}
+    return {"state": "level", "level": level if by_level else implied_level(members), "margin": None}
+
+
+def implied_level(members: Sequence[Figures]) -> float:
+    """The level that the shares of `members` follow from."""
+    for member in members:
+        if member["at"] == "level":
+            return float(member["share"] / member["weight"])
+    full = [member for member in members if member["at"] == "ceiling" and member["floor"] < member["ceiling"]]
+    return max((float(member["ceiling"] / member["weight"]) for member in full), default=0.0)
 
 
 def place(share: float, floor: float, ceiling: float) -> Literal["ceiling", "floor", "level"]:
@@ -115,12 +145,12 @@ def _tenants(solved: Solved, tier: int) -> Figures:
                 "at": place(share, floor, ceiling),
             }
         )
-    state, level = _level(float(solution.tenant_level[tier]))
+    policy, budget = POLICIES[problem.policy], float(sum(member["share"] for member in members))
     return {
         "tier": PRIORITIES[tier],
-        "budget": float(sum(member["share"] for member in members)),
-        "state": state,
-        "level": level,
+        "policy": policy,
+        "budget": budget,
+        **_level(policy, float(solution.tenant_level[tier]), budget, members),
         "members": members,
     }
 
@@ -130,7 +160,12 @@ def _priorities(solved: Solved, tenant: int) -> Figures:
     solution = solved.solution
     rows = (solution.group_floor[tenant], solution.group_wanted[tenant], solution.group_share[tenant])
     floors, wanted, budgets = (values.tolist() for values in rows)
-    return {"capacity": float(solution.tenant_share[tenant]), "priorities": _rows(floors, wanted, budgets)}
+    policy = POLICIES[int(solved.problem.tenant_policies[tenant])]
+    return {
+        "capacity": float(solution.tenant_share[tenant]),
+        "policy": policy,
+        "priorities": _rows(policy, floors, wanted, budgets),
+    }
 
 
 def _agents(solved: Solved, group: int) -> Figures:
@@ -139,7 +174,7 @@ def _agents(solved: Solved, group: int) -> Figures:
     members = []
     for index in range(int(problem.starts[group]), int(problem.starts[group + 1])):
         agent, share, ceiling = solved.agents[index], float(solution.share[index]), float(solution.wanted[index])
-        floor = min(max(agent.request, 0.0), ceiling)
+        floor = float(solution.promise[index])
         members.append(
             {
                 "agent_id": agent.agent_id,
@@ -153,8 +188,14 @@ def _agents(solved: Solved, group: int) -> Figures:
                 "at": place(share, floor, ceiling),
             }
         )
-    state, level = _level(float(solution.group_level[group]))
-    return {"budget": float(solution.group_share.ravel()[group]), "state": state, "level": level, "members": members}
+    policy = POLICIES[int(problem.tenant_policies[group // TIERS])]
+    budget = float(solution.group_share.ravel()[group])
+    return {
+        "policy": policy,
+        "budget": budget,
+        **_level(policy, float(solution.group_level[group]), budget, members),
+        "members": members,
+    }
 
 
 def _kernel(solved: Solved, group: int, index: int, trims: Trims | None) -> Figures:
@@ -173,29 +214,35 @@ def w_rule(solved: Solved, group: int, index: int, trims: Trims | None) -> Figur
     budget, share = float(solution.group_share.ravel()[group]), float(solution.tenant_share[tenant])
     room = min(max(limit - share, 0.0), float(solution.slack))
     level = float(solution.group_level[group])
+    hungry = math.isfinite(level)
     reserved = sum(max(agent.request, 0.0) for agent in solved.agents[begin:end])
     weights = sum(float(agent.weight) for agent in solved.agents[begin:end])
-    used = level if math.isfinite(level) else (max(budget + room, reserved) - reserved) / max(weights, TINY)
+    used = level if hungry else (max(budget + room, reserved) - reserved) / max(weights, TINY)
+    used = 1.0 if used <= 0 and reserved <= 0 else used  # nothing to divide: by weight, should it come
 
-    requests = [agent.request for agent in solved.agents[begin:end]]
-    wanted = solution.wanted[begin:end].tolist()
-    asleep = [math.isfinite(level) and w < lo - HUNGRY for w, lo in zip(wanted, requests, strict=True)]
-    factor = _wake(solved, begin, budget, asleep)
+    floors, held, asleep = [], [], []
+    for i in range(begin, end):
+        promise, wanted, share_of = (float(v[i]) for v in (solution.promise, solution.wanted, solution.share))
+        request = max(solved.agents[i].request, 0.0)
+        floors.append(max(request, promise) if hungry else request)
+        held.append(share_of < wanted - HUNGRY and budget > 0)
+        asleep.append(wanted < floors[-1] - HUNGRY and hungry and not held[-1])
+    factor = _wake(solved, begin, budget, floors, asleep)
     members: list[Figures] = []
-    for i, sleeps in zip(range(begin, end), asleep, strict=True):
-        agent, trim = solved.agents[i], 1.0 if trims is None else float(trims.agent[i])
-        plain, floor = agent.weight * used, max(agent.request, 0.0) * (factor if sleeps else 1.0)
-        rate = max(plain, floor) * trim
-        scale = float(solution.share[i]) if sleeps else rate
-        members.append({"agent_id": agent.agent_id, "asleep": sleeps, "trim": trim, "rate": rate, "scale": scale})
-    highest: float = max(member["scale"] for member in members)
-    doublings = math.ceil(math.log2(max(highest / (max(used, TINY) * HIGHEST), 1.0)))
+    for i, floor, held_back, sleeps in zip(range(begin, end), floors, held, asleep, strict=True):
+        agent, trim, share_of = solved.agents[i], 1.0 if trims is None else float(trims.agent[i]), solution.share[i]
+        claim = max(agent.weight * used, floor * (factor if sleeps else 1.0))
+        rate = (float(share_of) if held_back else claim) * trim
+        row = {"agent_id": agent.agent_id, "held": held_back, "asleep": sleeps, "trim": trim, "rate": rate}
+        scale = float(share_of) if sleeps else rate
+        members.append({**row, "plain": agent.weight * used, "floor": floor, "scale": scale})
+    doublings = _doublings(used, members)
     unit = max(used, TINY) * 2.0**doublings
     agent, rate = solved.agents[index], float(members[index - begin]["rate"])
-    plain = agent.weight * used
-    lifted = rate > plain * (1 + 1e-9)
+    plain = float(members[index - begin]["plain"])
+    own = abs(rate - plain) <= plain * 1e-9  # its weight alone, which nothing has changed
     exact = rate / unit
-    whole = math.ceil(exact - 1e-6) if lifted else round(exact)
+    whole = round(exact) if own else math.ceil(exact - 1e-6)
     alone = end - begin == 1
     return {
         "rule": "alone" if alone else "w-rule",
@@ -207,15 +254,27 @@ def w_rule(solved: Solved, group: int, index: int, trims: Trims | None) -> Figur
         "unit": unit,
         "plain": plain,
         "rate": rate,
-        "lifted": lifted,
+        "own": own,
         "exact": exact,
         "members": members,
     }
 
 
-def _wake(solved: Solved, begin: int, budget: float, asleep: Sequence[bool]) -> float:
+def _doublings(level: float, members: Sequence[Figures]) -> int:
+    """How often the unit of weight is doubled so that the highest rate fits below 10000, and then halved (as often as
+    that still allows) so that whole numbers can say what is held below its own weight."""
+    highest, unit = max(member["scale"] for member in members), max(level, TINY)
+    steps = math.ceil(math.log2(max(highest / (unit * HIGHEST), 1.0)))
+    unit *= 2.0**steps
+    coarse = any(
+        member["held"] and member["rate"] < min(member["plain"] * (1 - 1e-9), COARSE * unit) for member in members
+    )
+    return steps - math.floor(math.log2(max(HIGHEST * unit / max(highest, TINY), 1.0))) if coarse else steps
+
+
+def _wake(solved: Solved, begin: int, budget: float, floors: Sequence[float], asleep: Sequence[bool]) -> float:
     """The factor on the floors of those that sleep: what gives them their floor when they wake."""
-    sleepers = [begin + offset for offset, sleeps in enumerate(asleep) if sleeps]
-    others = max(budget - sum(float(solved.solution.share[i]) for i in sleepers), TINY)
-    left = budget - sum(solved.agents[i].request for i in sleepers)
+    sleepers = [offset for offset, sleeps in enumerate(asleep) if sleeps]
+    others = max(budget - sum(float(solved.solution.share[begin + i]) for i in sleepers), TINY)
+    left = budget - sum(floors[i] for i in sleepers)
     return min(max(others / max(left, TINY), 1.0), 100.0) if left > 0.01 * others else 100.0

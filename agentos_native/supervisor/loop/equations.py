@@ -26,7 +26,7 @@ def equations(figures: Figures, agent_id: str, written: int | None, name: Namer)
     lines += _priorities(own["capacity"], own["priorities"])
     agents = figures["agents"]
     lines.append(f"agents of {figures['tenant']} with priority {figures['tier']}: {_head(agents)}")
-    lines += _members(agents, lambda member: name(member["agent_id"]))
+    lines += _members(agents, lambda member: name(member["agent_id"]), agents["policy"] == "drf")
     return [*lines, *_kernel(figures["kernel"], agent_id, written)]
 
 
@@ -48,11 +48,14 @@ def _head(level: Figures) -> str:
     if level["state"] == "satisfied":
         return f"{budget}, everybody has its ceiling"
     if level["state"] == "short":
-        return f"{budget}, less than the floors"
+        return f"{budget}, no more than the floors"
+    if level["state"] == "margin":
+        margin, rate = _n(level["margin"]), _n(level["level"])
+        return f"{budget}, the heaviest first; those of weight {margin} share what is left, λ = {rate}"
     return f"{budget}, level λ = {_n(level['level'])} CPUs for each 1 of weight"
 
 
-def _members(level: Figures, name: Callable[[Figures], str]) -> Iterable[str]:
+def _members(level: Figures, name: Callable[[Figures], str], promised: bool = False) -> Iterable[str]:
     members = level["members"]
     width = max(len(name(member)) for member in members)
     floors = sum(member["floor"] for member in members)
@@ -62,21 +65,23 @@ def _members(level: Figures, name: Callable[[Figures], str]) -> Iterable[str]:
             rule = f"ceiling {ceiling}"
         elif level["state"] == "short":
             rule = f"floor {floor} · {_n(level['budget'])} / {_n(floors)}"
+        elif level["state"] == "margin" and member["weight"] != level["margin"]:
+            heavier = member["weight"] > level["margin"]
+            rule = f"ceiling {ceiling}, served before" if heavier else f"floor {floor}, not reached"
         else:
             linear = f"{_n(member['weight'])} · λ = {_n(member['weight'] * level['level'])}"
             rule = f"clip({linear}, floor {floor}, ceiling {ceiling}): {member['at']}"
         yield f"  {name(member).ljust(width)}  {share} = {rule}"
-        yield f"  {' ' * width}  {_bounds(member)}"
+        yield f"  {' ' * width}  {_bounds(member, promised)}"
 
 
-def _bounds(member: Figures) -> str:
+def _bounds(member: Figures, promised: bool) -> str:
     """Where floor and ceiling come from."""
     floor, ceiling, limit = _n(member["floor"]), _n(member["ceiling"]), _n(member["limit"])
     if "demand" in member:
-        return (
-            f"ceiling {ceiling} = min(limit {limit}, demand {_n(member['demand'])}),"
-            f" floor {floor} = min(reservation {_n(member['request'])}, ceiling)"
-        )
+        request = f"min(reservation {_n(member['request'])}, ceiling)"
+        source = f"what dominant fairness promises, at least {request}" if promised else request
+        return f"ceiling {ceiling} = min(limit {limit}, demand {_n(member['demand'])}), floor {floor} = {source}"
     own = f"max(reservation {_n(member['request'])}, its agents' {_n(member['agents_floor'])})"
     return (
         f"ceiling {ceiling} = min(limit {limit}, its agents' {_n(member['agents_wanted'])}),"
@@ -91,8 +96,13 @@ def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str
         yield "  alone in its group: its own weight"
     elif kernel["rule"] == "w-rule":
         own = next(member for member in kernel["members"] if member["agent_id"] == agent_id)
-        wake = f", reservation · {_n(kernel['wake'])} since it sleeps" if own["asleep"] else ", reservation"
-        yield f"  rate {_n(kernel['rate'])} = max(weight · λ = {_n(kernel['plain'])}{wake}) · trim {_n(own['trim'])}"
+        if own["held"]:
+            rule = f"its share {_n(own['rate'] / own['trim'])}"
+        elif own["asleep"]:
+            rule = f"max(weight · λ = {_n(kernel['plain'])}, floor {_n(own['floor'])} · {_n(kernel['wake'])})"
+        else:
+            rule = f"max(weight · λ = {_n(kernel['plain'])}, floor {_n(own['floor'])})"
+        yield f"  rate {_n(kernel['rate'])} = {rule} · trim {_n(own['trim'])}"
         unit = f"unit {_n(kernel['unit'])} = λ {_n(kernel['level'])} · 2^{kernel['doublings']}"
-        rounding = "up" if kernel["lifted"] else "to the nearest"
+        rounding = "to the nearest" if kernel["own"] else "up"
         yield f"  {due} = rate / {unit} = {_n(kernel['exact'])}, rounded {rounding}"

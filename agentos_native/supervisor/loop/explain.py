@@ -107,6 +107,8 @@ def _weight_words(kernel: Figures, row: AllocationRow) -> str:
     reasons = []
     if own["rate"] > own["trim"] * kernel["plain"] * (1 + 1e-9):
         reasons.append("its reservation lifts it above its own")
+    elif own["rate"] < own["trim"] * kernel["plain"] * (1 - 1e-9):
+        reasons.append("less than its own, since another resource holds it back")
     if abs(own["trim"] - 1) > 0.02:
         reasons.append(f"corrected by {own['trim']:.2f} for what the kernel's balancing does to it")
     if kernel["doublings"]:

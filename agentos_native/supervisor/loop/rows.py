@@ -10,7 +10,7 @@ import numpy as np
 from agentos_native.alloc import TIERS, Problem, Solution
 from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Indices
-from agentos_native.spec.model import PRIORITIES
+from agentos_native.spec.model import POLICIES, PRIORITIES, Policy
 from agentos_native.supervisor.loop.meter import Measured
 from agentos_native.supervisor.loop.slots import Slots
 
@@ -30,6 +30,7 @@ class AllocationRow:
             or its weight among the others.
         level: share per unit weight 100 of those at the water level; None where nobody is held back.
         capacity: what there was to divide, less than the machine when others use it.
+        policy: by which its tenant's share is divided among its agents.
     """
 
     tenant: str
@@ -52,6 +53,7 @@ class AllocationRow:
     tenant_weight: int
     capacity: float
     window: float
+    policy: Policy
 
 
 def _bound(share: float, wanted: float, limit: float, floor: float, fair: float) -> Bound:
@@ -95,6 +97,7 @@ def build(
                 tenant_weight=plan.tenants[tenant_index].weight,
                 capacity=measured.capacity,
                 window=measured.window,
+                policy=POLICIES[int(problem.tenant_policies[tenant_index])],
             )
         )
     return rows
