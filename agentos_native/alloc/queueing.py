@@ -26,21 +26,23 @@ Theory of operation
 from __future__ import annotations
 
 import heapq
+import operator
 from bisect import insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Final, Literal, NamedTuple
 
-RESOURCES: Final = ("cpu", "memory", "slots", "agents")
-"""The places of `Amounts`: CPU and memory in the caller's units, slots of the node (0 for an agent that has one), and
-the number of agents that run."""
-CPU, MEMORY, SLOTS, AGENTS = range(4)
-Amounts = tuple[float, float, float, float]
-NOTHING: Final[Amounts] = (0, 0, 0, 0)
-NO_LIMIT: Final[Amounts] = (inf, inf, inf, inf)
-_TENANT_ORDER: Final = (AGENTS, CPU, MEMORY, SLOTS)
-_NODE_ORDER: Final = (CPU, MEMORY, SLOTS, AGENTS)
+RESOURCES: Final = ("cpu", "memory", "slots", "agents", "egress", "ingress")
+"""The places of `Amounts`: CPU and memory in the caller's units, slots of the node (0 for an agent that has one), the
+number of agents that run, and the network's two directions. A caller without a network leaves those out everywhere."""
+CPU, MEMORY, SLOTS, AGENTS, EGRESS, INGRESS = range(6)
+Amounts = tuple[float, ...]
+NOTHING: Final[Amounts] = (0, 0, 0, 0, 0, 0)
+NO_LIMIT: Final[Amounts] = (inf, inf, inf, inf, inf, inf)
+_TENANT_ORDER: Final = (AGENTS, CPU, MEMORY, SLOTS, EGRESS, INGRESS)
+_NODE_ORDER: Final = (CPU, MEMORY, SLOTS, AGENTS, EGRESS, INGRESS)
+_DIVIDED: Final = (CPU, MEMORY, EGRESS, INGRESS)
 
 
 class Account(NamedTuple):
@@ -99,11 +101,8 @@ class Room:
 
     def cost(self, asked: Amounts) -> float:
         """The dominant share: the largest part of the node that is asked for, every agent being one slot of it."""
-        return max(
-            asked[CPU] / self.capacity[CPU] if asked[CPU] else 0.0,
-            asked[MEMORY] / self.capacity[MEMORY] if asked[MEMORY] else 0.0,
-            asked[AGENTS] / self.capacity[SLOTS],
-        )
+        parts = [asked[j] / self.capacity[j] for j in _DIVIDED[: len(asked) - 2] if asked[j]]
+        return max([*parts, asked[AGENTS] / self.capacity[SLOTS]])
 
     def holding(self, tenant: str) -> float:
         """What the tenant runs: its dominant share by its weight."""
@@ -131,7 +130,7 @@ class Room:
             others: set aside on the node for other tenants' starts (what they exceed their reservations by).
         """
         account, sums = self.account(tenant), self._sums.get(tenant, NOTHING)
-        for j in _TENANT_ORDER:
+        for j in _TENANT_ORDER[: len(asked)]:
             free = account.limit[j] - sums[j]
             if asked[j] and in_tenant[j] + asked[j] > free:
                 return Obstacle(RESOURCES[j], "tenant", asked[j], free, account.limit[j], asked[j] <= free)
@@ -139,7 +138,7 @@ class Room:
         if not any(more):
             return None
         reserved = self.excess(tenant, own)
-        for j in _NODE_ORDER:
+        for j in _NODE_ORDER[: len(more)]:
             if more[j] > 0 and self.promised[j] + reserved[j] + others[j] + more[j] > self.capacity[j]:
                 unused = max(account.floor[j] - sums[j], 0)  # promised to this very tenant
                 free = self.capacity[j] - self.promised[j] + unused
@@ -274,12 +273,12 @@ class FairQueue:
 
 
 def _add(one: Amounts, other: Amounts) -> Amounts:
-    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
+    return tuple(map(operator.add, one, other))
 
 
 def _minus(one: Amounts, other: Amounts) -> Amounts:
-    return one[0] - other[0], one[1] - other[1], one[2] - other[2], one[3] - other[3]
+    return tuple(map(operator.sub, one, other))
 
 
 def _most(one: Amounts, other: Amounts) -> Amounts:
-    return max(one[0], other[0]), max(one[1], other[1]), max(one[2], other[2]), max(one[3], other[3])
+    return tuple(map(max, one, other))

@@ -34,14 +34,13 @@ from agentos_native.network.templates import RateTemplates, Template, rate_field
 Direction = Literal["egress", "ingress"]
 DIRECTIONS: Final[tuple[Direction, ...]] = ("egress", "ingress")
 
-_BURST_SECONDS: Final = 0.01
-_LEAST_BURST: Final = 4096
-"""More than two packets of 1500 bytes: a bucket smaller than a packet would let none through."""
-_MOST_BURST: Final = 2**20
+LEAST_BURST: Final = 72 * 1024
+"""More than one packet of TCP before it is cut (GSO: 64 KiB and its headers). A bucket that is made smaller
+than a packet which waits in it would never let that through, nor anything behind it (sch_tbf, tbf_dequeue)."""
+_BURST_SECONDS: Final = 0.001
+_LEAST_QUEUE: Final = 128 * 1024
 _QUEUE_SECONDS: Final = 0.1
-_LEAST_QUEUE: Final = 2**16
-"""One packet of TCP before it is cut (GSO), below which slow rates lose most of each."""
-_MOST_QUEUE: Final = 2**24
+_MOST: Final = 2**24
 _TCMSG: Final = struct.Struct("=BxxxiIII")
 _STATS_HEADER: Final = struct.Struct("=BxxxII")
 _TCA_KIND, _TCA_OPTIONS, _TCA_STATS2 = 1, 2, 7
@@ -83,13 +82,13 @@ class Queue:
 def shape(rate: int) -> tuple[int, int, int]:
     """Rate in bytes per second, bucket, and queue in bytes, for `rate` bits per second.
 
-    10 ms of burst are longer than timers are late; 100 ms of queue are what loss-based TCP needs to fill the rate over
-    common distances, and still bearable to wait in.
+    1 ms of burst is longer than timers are late; 100 ms of queue are what loss-based TCP needs to fill the rate over
+    common distances, and still bearable to wait in. Slow rates have more of both (`LEAST_BURST`).
     """
     wanted = max(rate // 8, 1)
-    burst = min(max(int(wanted * _BURST_SECONDS), _LEAST_BURST), _MOST_BURST)
-    queue = min(max(int(wanted * _QUEUE_SECONDS), _LEAST_QUEUE), _MOST_QUEUE)
-    return wanted, burst, burst + queue
+    burst = min(max(int(wanted * _BURST_SECONDS), LEAST_BURST), _MOST)
+    queue = min(max(int(wanted * _QUEUE_SECONDS), _LEAST_QUEUE), _MOST)
+    return wanted, burst, max(queue, burst)
 
 
 class Shaper:
@@ -222,9 +221,12 @@ def _dump(channel: Channel, template: Template) -> list[bytes]:
 
 
 def _queue(body: bytes) -> tuple[int, Queue] | None:
-    """(interface, discipline) from the body of an RTM_NEWQDISC; None when it is not a root."""
+    """(interface, discipline) from the body of an RTM_NEWQDISC; None for what is below a root, or the kernel's own.
+
+    A device without a discipline is listed with one that has no handle.
+    """
     _, ifindex, handle, parent, _ = _TCMSG.unpack_from(body)
-    if parent != ROOT:
+    if parent != ROOT or handle == 0:
         return None
     kind, rate = b"", 0
     backlog = drops = overlimits = 0

@@ -13,7 +13,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import AgentSpec, TenantSpec
+from agentos_native.spec.model import AgentSpec, Requests, TenantSpec
 
 if TYPE_CHECKING:
     from agentos_native.alloc.queueing import Account, Amounts, Obstacle, Room
@@ -26,6 +26,9 @@ SLOTS: Final = 2048
 ID_BASE: Final = 0x40000000
 ID_RANGE: Final = 65536
 """uids and gids of one agent."""
+_DIRECTIONS: Final = ("egress", "ingress")
+_RESERVED: Final = (("cpu", 0), ("memory", 1), ("egress", 4), ("ingress", 5))
+"""What can be reserved, and its place in `Amounts`."""
 
 
 def id_base(block: int, slot: int) -> int:
@@ -44,10 +47,14 @@ def lowest_free_slot(used: Collection[int], start: int = 0) -> int:
 
 
 class Capacity(NamedTuple):
-    """Of the machine, for agents: `cpu` in millicores, `memory` in bytes."""
+    """Of the machine, for agents: `cpu` in millicores, `memory` in bytes.
+
+    `network`: bits per second of the uplink in each direction; None: not known, so nothing of it can be reserved.
+    """
 
     cpu: int
     memory: int
+    network: int | None = None
 
 
 def promised(specs: Iterable[AgentSpec], tenants: Mapping[str, TenantSpec]) -> Capacity:
@@ -59,7 +66,13 @@ def promised(specs: Iterable[AgentSpec], tenants: Mapping[str, TenantSpec]) -> C
 def asked(spec: AgentSpec, *, slot: bool = False) -> Amounts:
     """What a start of `spec` asks for; `slot`: it has none yet."""
     requests = spec.resources.requests
-    return requests.cpu, requests.memory, int(slot), 1
+    return requests.cpu, requests.memory, int(slot), 1, *_wire(requests)
+
+
+def _wire(requests: Requests) -> tuple[int, int]:
+    """Egress and ingress."""
+    rates = requests.network
+    return (rates.egress or 0, rates.ingress or 0) if rates else (0, 0)
 
 
 def account(tenant: TenantSpec) -> Account:
@@ -68,7 +81,8 @@ def account(tenant: TenantSpec) -> Account:
 
     requests, limits = tenant.requests, tenant.limits
     bounds = [inf if limit is None else limit for limit in (limits.cpu, limits.memory, limits.agents)]
-    return Account(tenant.weight, (requests.cpu, requests.memory, 0, 0), (bounds[0], bounds[1], inf, bounds[2]))
+    floor = (requests.cpu, requests.memory, 0, 0, *_wire(requests))
+    return Account(tenant.weight, floor, (bounds[0], bounds[1], inf, bounds[2], inf, inf))
 
 
 def room(
@@ -79,10 +93,11 @@ def room(
     from agentos_native.alloc.queueing import Room
 
     accounts = {name: account(tenant) for name, tenant in tenants.items()}
-    made = Room((capacity.cpu, capacity.memory, SLOTS, inf), accounts)
+    uplink = inf if capacity.network is None else capacity.network
+    made = Room((capacity.cpu, capacity.memory, SLOTS, inf, uplink, uplink), accounts)
     for spec in running:
         made.take(spec.tenant, asked(spec))
-    made.take("", (0, 0, slots, 0))
+    made.take("", (0, 0, slots, 0, 0, 0))
     return made
 
 
@@ -90,6 +105,8 @@ def show(resource: str, amount: float) -> str:
     """An amount for people: 500m, 64Mi, 3."""
     if resource == "memory":
         return f"{amount / 2**20:.0f}Mi"
+    if resource in _DIRECTIONS:
+        return f"{amount / 1e6:g}M"
     return f"{amount:.0f}m" if resource == "cpu" else f"{amount:.0f}"
 
 
@@ -113,12 +130,13 @@ def refusal(spec: AgentSpec, obstacle: Obstacle) -> AgentosError:
 
 def _too_large(resource: str, where: str, wanted: float, free: float, total: float, ahead: str = "") -> AgentosError:
     left = max(int(free), 0)
+    field = f"network.{resource}" if resource in _DIRECTIONS else resource
     return AgentosError(
         "reservation-too-large",
         f"the {resource} reservation of {show(resource, wanted)} does not fit: "
         f"{show(resource, left)} of {show(resource, total)} left{ahead}",
         where,
-        f"Ask for less in resources.requests.{resource}, or stop an agent that reserves some.",
+        f"Ask for less in resources.requests.{field}, or stop an agent that reserves some.",
         details={
             "resource": resource, "asked": int(wanted), "free": left, "capacity": int(total), "where": where
         },
@@ -132,6 +150,7 @@ def admit(
 
     Beside nobody: whether it could ever run.
     """
+    _check_uplink(spec.resources.requests, capacity, f"agent {spec.tenant}/{spec.name}")
     obstacle = room(running, tenants, capacity).obstacle(spec.tenant, asked(spec))
     if obstacle is not None:
         raise refusal(spec, obstacle)
@@ -141,15 +160,28 @@ def admit_tenant(
     tenant: TenantSpec, running: Collection[AgentSpec], tenants: Mapping[str, TenantSpec], capacity: Capacity
 ) -> None:
     """Raise unless the tenant's own reservation fits on the node beside the others'."""
+    where = f"tenant {tenant.name}"
+    _check_uplink(tenant.requests, capacity, where)
     others = {name: spec for name, spec in tenants.items() if name != tenant.name}
-    before = promised(running, others)
-    after = promised(running, {**others, tenant.name: tenant})
-    for resource in ("cpu", "memory"):
-        total: int = getattr(capacity, resource)
-        if getattr(after, resource) > total:
-            wanted: int = getattr(tenant.requests, resource)
-            where = f"tenant {tenant.name}"
-            raise _too_large(resource, where, wanted, total - getattr(before, resource), total)
+    before = room(running, others, capacity)
+    after = room(running, {**others, tenant.name: tenant}, capacity)
+    asked_for = account(tenant).floor
+    for resource, index in _RESERVED:
+        total = after.capacity[index]
+        if after.promised[index] > total:
+            raise _too_large(resource, where, asked_for[index], total - before.promised[index], total)
+
+
+def _check_uplink(requests: Requests, capacity: Capacity, where: str) -> None:
+    """A share of something unknown cannot be kept."""
+    if capacity.network is None and any(_wire(requests)):
+        raise AgentosError(
+            "unenforceable",
+            "the rate of this node's uplink is not known, so no part of it can be reserved",
+            where,
+            "Start the supervisor with --network-rate RATE (networkRate), or leave resources.requests.network out.",
+            details={"controllers": ["network"]},
+        )
 
 
 def node_capacity() -> Capacity:

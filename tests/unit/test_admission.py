@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import AgentSpec, Requests, Resources, TenantLimits, TenantSpec
+from agentos_native.spec.model import AgentSpec, NetworkRates, Requests, Resources, TenantLimits, TenantSpec
 from agentos_native.supervisor import admission
 from agentos_native.supervisor.admission import Capacity, admit, admit_tenant, promised
 
@@ -113,3 +113,43 @@ def test_what_was_admitted_one_by_one_never_promises_more_than_there_is(
     total = promised(running, tenants)
     assert total.cpu <= NODE.cpu
     assert total.memory <= NODE.memory
+
+
+def wired(egress: int, ingress: int = 0, tenant: str = "default") -> AgentSpec:
+    resources = Resources(requests=Requests(network=NetworkRates(egress=egress or None, ingress=ingress or None)))
+    return AgentSpec(name="wired", tenant=tenant, image="box", resources=resources, network="egress")
+
+
+def test_the_uplink_can_be_reserved_up_to_its_rate_in_each_direction() -> None:
+    node = NODE._replace(network=80_000_000)
+    admit(wired(40_000_000, 80_000_000), [wired(40_000_000)], {}, node)
+    with pytest.raises(AgentosError) as caught:
+        admit(wired(40_000_001), [wired(40_000_000, 1)], {}, node)
+    assert caught.value.details["resource"] == "egress"
+    assert "40M of 80M left" in caught.value.what
+    assert "resources.requests.network.egress" in caught.value.hint
+    with pytest.raises(AgentosError, match="ingress reservation of 80M"):
+        admit(wired(0, 80_000_000), [wired(0, 1)], {}, node)
+
+
+def test_a_tenants_part_of_the_uplink_counts_once() -> None:
+    node = NODE._replace(network=80_000_000)
+    home = TenantSpec(name="home", requests=Requests(network=NetworkRates(egress=60_000_000)))
+    admit(wired(60_000_000, tenant="home"), [wired(20_000_000)], {"home": home}, node)
+    with pytest.raises(AgentosError, match="egress reservation"):
+        admit(wired(20_000_001), [], {"home": home}, node)
+    with pytest.raises(AgentosError, match="egress reservation of 60M"):
+        admit_tenant(home, [wired(21_000_000)], {}, node)
+
+
+def test_an_unknown_uplink_cannot_be_reserved() -> None:
+    for attempt in (
+        lambda: admit(wired(1000), [], {}, NODE),
+        lambda: admit_tenant(
+            TenantSpec(name="home", requests=Requests(network=NetworkRates(ingress=1000))), [], {}, NODE
+        ),
+    ):
+        with pytest.raises(AgentosError) as caught:
+            attempt()
+        assert caught.value.code == "unenforceable"
+        assert "--network-rate" in caught.value.hint

@@ -46,6 +46,7 @@ class FluidWires:
         self.rates: dict[tuple[Direction, int], float] = {}
         self.writes: list[tuple[int, Direction, int | None]] = []
         self.refuses: set[int] = set()
+        self.stuck = -1
         self.foreign: set[tuple[Direction, int]] = set()
 
     def flow(self, seconds: float) -> None:
@@ -58,6 +59,8 @@ class FluidWires:
             total = sum(passing.values())
             scale = min(1.0, self.uplink / total) if total else 1.0
             for key, rate in passing.items():
+                if key == ("egress", self.stuck):
+                    continue
                 self.rates[key] = rate * scale
                 self.carried[key] = self.carried.get(key, 0.0) + rate * scale * seconds / 8
 
@@ -282,6 +285,16 @@ def test_a_bucket_that_somebody_made_where_none_shall_be_goes_at_the_refresh() -
     bench.turns(int(REFRESH / PERIOD) + 1)
     assert bench.bucket(slot) is None
     assert [detail["expected"] for _, _, detail in bench.events] == ["none"]
+
+
+def test_a_bucket_that_lets_nothing_through_is_made_anew() -> None:
+    bench = Bench()
+    slot = bench.add(1000 * MEGA, limit=10 * MEGA)
+    bench.turns(2)
+    bench.wires.writes.clear()
+    bench.wires.stuck = slot
+    bench.turns(2)
+    assert bench.wires.writes[:2] == [(slot, "egress", None), (slot, "egress", 10 * MEGA)]
 
 
 def test_a_refusal_is_raised_after_everybody_else_was_served() -> None:

@@ -43,8 +43,7 @@ def test_the_batches_hold_the_fields_they_depend_on(made: templates.RateTemplate
 def test_a_bucket_takes_a_packet_and_a_queue_takes_a_bucket(rate: int) -> None:
     wanted, burst, queue = shaping.shape(rate)
     assert max(rate - 7, 1) <= max(wanted * 8, 1) <= max(rate, 8)
-    assert 2 * 1514 < burst < 2**32
-    assert burst + 65536 <= queue < 2**32
+    assert 45 * 1514 < shaping.LEAST_BURST <= burst <= queue < 2**32
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
@@ -74,6 +73,7 @@ def test_what_the_kernel_lists_is_read(
     body = discipline(kind, handle, encode_rates.ROOT, rate, rate64)
     assert shaping._queue(body) == (2, shaping.Queue(expected, 3028, 17, 99))
     assert shaping._queue(discipline(kind, handle, 0x616F0001, rate, rate64)) is None
+    assert shaping._queue(discipline(b"noqueue", 0, encode_rates.ROOT, rate, rate64)) is None
 
 
 def test_a_kernel_without_buckets_is_told_with_its_remedy() -> None:

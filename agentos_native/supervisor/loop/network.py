@@ -37,6 +37,8 @@ PERIOD: Final = 2.0
 REFRESH: Final = 60.0
 SHORTEST: Final = 0.5
 """Seconds: less is too short to measure a rate."""
+STUCK: Final = 1.0
+"""Mbit: more than any bucket takes to fill for one packet."""
 MEGA: Final = 1e6
 NONE: Final = NetworkRates()
 
@@ -79,6 +81,7 @@ class Side:
         self.drops: Floats = np.zeros(FIRST)
         self.lost: Floats = np.zeros(FIRST)
         self.waited: Truths = np.zeros(FIRST, dtype=np.bool_)
+        self.stuck: Truths = np.zeros(FIRST, dtype=np.bool_)
         self.taking_part: Truths = np.zeros(FIRST, dtype=np.bool_)
         self.contention = rates.Contention()
         self.solution: Solution | None = None
@@ -98,7 +101,7 @@ class Side:
 
     def tenant(self, spec: TenantSpec, old: Tenant | None = None) -> Tenant:
         request = (_asked(spec.requests.network, self.direction) or 0) / MEGA
-        return replace(tenant_of(spec, old), request=request, limit=math.inf)
+        return replace(tenant_of(spec, old), request=request, limit=math.inf, policy=None)  # policies divide CPU
 
     def add(self, member: Member) -> None:
         slot = self.slots.add(self.agent(member.agent_id, member.spec)).slot
@@ -106,7 +109,7 @@ class Side:
         self.wire[slot] = member.slot
         for array in (self.rate, self.demand, self.share, self.backlog, self.lost):
             array[slot] = 0.0
-        self.waited[slot] = self.taking_part[slot] = False
+        self.waited[slot] = self.stuck[slot] = self.taking_part[slot] = False
         for array in (self.bytes, self.held, self.drops):
             array[slot] = np.nan  # not read yet
 
@@ -155,6 +158,15 @@ class Side:
         self.backlog[slot], self.lost[slot], self.drops[slot] = queue.backlog, lost, queue.drops
         self.waited[slot] = queue.backlog > 0 or lost > 0
 
+    def find_stuck(self, elapsed: float) -> None:
+        """Whose bucket holds packets and let none through, though it had time for some: it is made anew.
+
+        It happens when a rate falls while a packet waits that is larger than the smaller bucket (BIG TCP).
+        """
+        order = self.slots.plan().slots
+        had_time = np.where(np.isfinite(self.held[order]), self.held[order], 0.0) * elapsed >= STUCK
+        self.stuck[order] = (self.backlog[order] > 0) & (self.rate[order] == 0.0) & had_time
+
     def divide(self, elapsed: float) -> None:
         """New demands (when `elapsed` is long enough to have measured) and shares."""
         order = self.slots.plan().slots
@@ -202,10 +214,14 @@ class Side:
         caps = self.wanted_caps()
         trouble = None
         differs = rates.due(caps[order], self.held[order], self.slots.limit[order])
+        differs |= self.stuck[order]
         for slot in order[differs & ~np.isnan(self.bytes[order])].tolist():
             cap = float(caps[slot])
             rate = max(int(cap * MEGA), 8) if math.isfinite(cap) else None
             try:
+                if self.stuck[slot]:
+                    wires.set_rate(int(self.wire[slot]), self.direction, None)
+                    self.stuck[slot] = False
                 wires.set_rate(int(self.wire[slot]), self.direction, rate)
                 self.held[slot] = cap
             except AgentosError as error:
@@ -367,6 +383,8 @@ class NetworkController:
             for agent_id, expected, found in side.read(self._wires, everything=everything):
                 file = f"tc qdisc ({side.direction})"
                 self._notify("foreign-change", agent_id, file=file, expected=expected, found=found)
+            if measured:
+                side.find_stuck(min(elapsed, REFRESH))
             side.divide(min(elapsed, REFRESH) if measured else 0.0)
             troubles.append(side.write(self._wires))
         for trouble in filter(None, troubles):
