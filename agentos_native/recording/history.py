@@ -207,6 +207,13 @@ class History:
             self._roster = tick.roster
         elapsed, self._before = seconds - self._before, seconds
         rows, problem = self._rows, tick.inputs.problem
+        self._last = tick
+        self.ticks += 1
+        self.writes += tick.writes
+        self.failures += tick.failures
+        if tick.inputs.elapsed <= 0:  # a session's first tick: nobody was measured
+            self._share[rows] = tick.share
+            return
         used = tick.used.astype(np.float64)
         stalled = tick.stalled.astype(np.float64)
         due = self._due(used, stalled, tick)
@@ -234,10 +241,6 @@ class History:
             ("used", float(used.sum())),
         ):
             self.node.add(name, 0, part, value)
-        self._last = tick
-        self.ticks += 1
-        self.writes += tick.writes
-        self.failures += tick.failures
 
     def _due(self, used: Floats, stalled: Floats, tick: Tick) -> Floats:
         """What each was due since the tick before; what it used where that is not known."""

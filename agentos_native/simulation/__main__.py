@@ -6,6 +6,7 @@ The argument is a `Request` in JSON: the command line knows the options, and may
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -57,6 +58,7 @@ def simulate(
         until=request.until,
     )
     simulation.run()
+    tally.settle()
     return simulation, tally, time.perf_counter() - began
 
 
@@ -110,9 +112,14 @@ def main(argv: Sequence[str]) -> int:
         if request.plot:
             plot.draw(tally, tally.machine, request.plot)
         _tell(request, simulation, tally, seconds)
+        sys.stdout.flush()
     except AgentosError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except BrokenPipeError:
+        # whoever read our output went away; the interpreter must not complain of it again when it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return 130
     return 0
@@ -140,6 +147,8 @@ def _tell(request: Request, simulation: Simulation, tally: Tally, seconds: float
             for total in tally.tenant_totals()
         ],
     )
+    if not request.top:
+        return
     print()
     _table(
         ("AGENT", "RAN", "WANTED", "ENTITLED", "HAD", "SHORT", "WAITED"),

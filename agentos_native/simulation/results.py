@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from agentos_native.alloc.waterfill import Floats
+from agentos_native.alloc.waterfill import Floats, Indices
 from agentos_native.errors import AgentosError
 from agentos_native.simulation.crowd import REFUSED, UNIT, WAITING, Crowd
 from agentos_native.simulation.run import Machine, Moment, Simulation
@@ -69,7 +69,7 @@ class TenantTotal:
 
 
 class Tally:
-    """Gathers moments; `Simulation` calls it with each."""
+    """Gathers moments: `Simulation` calls it with each; `settle` comes before totals are read."""
 
     def __init__(self, crowd: Crowd, machine: Machine) -> None:
         self._crowd = crowd
@@ -83,28 +83,39 @@ class Tally:
         self.tenants = {name: Series() for name in crowd.tenants}
         self.agents: dict[int, dict[str, list[float]]] = {}
         self._each = count <= FEW
+        self._order: Indices = np.zeros(0, dtype=np.int64)
+        self._sums = np.zeros((5, 0))
+        self._ticks = 0
+        self._period = 1.0
 
     def __call__(self, moment: Moment) -> None:
-        order, period = moment.order, moment.period
-        floor = self._crowd.resources["cpu"].floor[order]
-        short = np.maximum(np.minimum(floor, moment.wanted) - moment.had, 0.0)
-        short = np.where(short > SHORT, short, 0.0)
-        for total, now in (
-            (self.wanted, moment.wanted),
-            (self.entitled, moment.entitled),
-            (self.had, moment.had),
-            (self.short, short),
-        ):
-            total[order] += now * period
-        self.ran[order] += period
-        self.worst[order] = np.maximum(self.worst[order], short)
+        if moment.order is not self._order:
+            self.settle()
+            self._order = moment.order
+            self._sums = np.zeros((5, len(moment.order)))
+        short = np.minimum(moment.floor, moment.wanted) - moment.had
+        short[short <= SHORT] = 0.0
+        for index, values in enumerate((moment.wanted, moment.entitled, moment.had, short)):
+            self._sums[index] += values
+        np.maximum(self._sums[4], short, out=self._sums[4])
+        self._ticks += 1
+        self._period = moment.period
         self.times.append(moment.time)
-        self.running.append(len(order))
+        self.running.append(len(moment.order))
         self.waiting.append(sum(moment.waiting))
         self.short_now.append(float(short.sum()))
         self._by_tenant(moment)
         if self._each:
             self._by_agent(moment)
+
+    def settle(self) -> None:
+        """Bring the totals up to date: while nobody comes or goes, sums are kept in the order of those who run."""
+        order, seconds = self._order, self._period
+        for total, sums in zip((self.wanted, self.entitled, self.had, self.short), self._sums, strict=False):
+            total[order] += sums * seconds
+        self.worst[order] = np.maximum(self.worst[order], self._sums[4])
+        self.ran[order] += self._ticks * seconds
+        self._order, self._sums, self._ticks = np.zeros(0, dtype=np.int64), np.zeros((5, 0)), 0
 
     def _by_tenant(self, moment: Moment) -> None:
         count = len(self.tenants)

@@ -53,6 +53,7 @@ class Moment:
 
     Attributes:
         time: at its end; `period`: seconds since the last one.
+        floor: what was reserved in it.
         had: what the kernel gave in it; `entitled`: what the allocator had given for it; `wanted`: at most the limit.
         shares: of memory and network, now.
         waiting: agents of each tenant that wait, shape (T,).
@@ -62,6 +63,7 @@ class Moment:
     time: float
     period: float
     order: Indices
+    floor: Floats
     had: Floats
     entitled: Floats
     wanted: Floats
@@ -140,16 +142,16 @@ class Simulation:
         crowd, state = self._crowd, self._state
         order, wanted = state.order, self._wanted(state.order)
         had = self._kernel(wanted)
-        entitled = state.outcome.solution.share if state.outcome is not None else np.zeros(0)
+        assert state.outcome is not None
+        entitled, floor = state.outcome.solution.share, state.problems["cpu"].floor
         crowd.work[order] -= had * self._period
         worked = np.isfinite(crowd.work[order])
         self._starved = bool(worked.any() and not (had[worked] > 0).any())
         changed = self._ends(order, now)
         self._measure(order, wanted)
         self._turn(now, changed)
-        weights = state.outcome.weights.agent if state.outcome is not None else np.zeros(0, dtype=np.int64)
-        waiting = self._door.lengths()
-        self._see(Moment(now, self._period, order, had, entitled, wanted, state.shares, waiting, weights))
+        waiting, weights = self._door.lengths(), state.outcome.weights.agent
+        self._see(Moment(now, self._period, order, floor, had, entitled, wanted, state.shares, waiting, weights))
 
     def _wanted(self, order: Indices) -> Floats:
         cpu = self._crowd.resources["cpu"]
