@@ -103,7 +103,7 @@ class _Classes:
 
     def sums(self, values: Floats) -> Floats:
         """Of each class; `values` in `order`."""
-        sums: Floats = np.add.reduceat(values, self.starts[:-1])
+        sums: Floats = np.add.reduceat(values, self.starts[:-1]).astype(np.float64, copy=False)
         return sums
 
     def over(self, values: Floats) -> Floats:
@@ -114,7 +114,8 @@ class _Classes:
         """Of the heavier classes in the same group."""
         running = np.append(0.0, np.cumsum(values))
         start = np.searchsorted(self.group, np.arange(self.groups))
-        return running[:-1] - running[start][self.group]
+        before: Floats = running[:-1] - running[start][self.group]
+        return before
 
 
 def _greedy(classes: _Classes, floors: Floats, wanted: Floats, budgets: Floats) -> tuple[Floats, Truths, Truths]:

@@ -145,7 +145,7 @@ def _claims(group: Siblings) -> Floats:
     reserved = segment_sum(group.reserved, rank_of, count)[rank_of]
     others = np.where(group.strict[group.parent], 0.0, group.over(group.reserved)[group.parent] - reserved)
     claim = np.maximum((group.budget + group.room)[group.parent] - others, 0.0) * group.weight / weight
-    return np.maximum.reduce([claim, group.share, group.reserved])
+    return np.maximum(claim, np.maximum(group.share, group.reserved))
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ def _rates(group: Siblings, margin: _Margin) -> _Rates:
     scale = np.where(asleep & ~above, group.share, rate)
     highest = segment_max(scale, parent, group.parents)
     marginal = segment_max(np.where(at, scale, 0.0), parent, group.parents)
-    starved = group.over((group.share <= HUNGRY) & hungry & ~void | void)
+    starved = group.over(np.where((group.share <= HUNGRY) & hungry | void, 1.0, 0.0))
     most = np.clip(LEAK * HIGHEST * group.budget / np.maximum(starved * marginal, TINY), 1.0, 1.0 / MARGIN)
     highest = np.where(group.steep & free, np.maximum(highest, marginal * most), highest)
     return _Rates(rate, exact, less, margin.level * sink, highest)

@@ -65,6 +65,7 @@ def tenant_view(host: Host, name: str) -> api.Tenant:
         declared=declared is not None,
         weight=spec.weight,
         priority=spec.priority,
+        policy=spec.policy or host.options.settings.policy,
         requests=written.get("requests", {}),
         limits=written.get("limits", {}),
         agents=len(members),

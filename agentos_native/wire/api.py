@@ -213,10 +213,13 @@ class ApplyResponse(_Body, kw_only=True):
 
 
 class Tenant(_Body, kw_only=True):
+    """`policy`: how its share is divided among its agents, its own or the node's."""
+
     name: str
     declared: bool
     weight: int
     priority: str
+    policy: str = "maxmin"
     requests: dict[str, Any]
     limits: dict[str, Any]
     agents: int

@@ -84,7 +84,7 @@ class Shares:
         self._woken.set()
 
     def _turn(self) -> None:
-        steps: list[Callable[[], object]] = [lambda: self._ticker.tick(time.monotonic()), self._control, self._chore]
+        steps: list[Callable[[], object]] = [self._profile, self._tick, self._control, self._chore]
         trouble = ""
         for step in steps:
             try:
@@ -95,6 +95,14 @@ class Shares:
                 if trouble != self._trouble:
                     _log.warning("a tick failed: %s", error)
         self._trouble = trouble
+
+    def _tick(self) -> None:
+        self._ticker.tick(time.monotonic())
+
+    def _profile(self) -> None:
+        """Tell the ticker what agents want of the other resources, if any policy in use divides by it."""
+        if self._ticker.profiled:
+            self._ticker.set_profile({controller.resource: controller.fractions() for controller in self._controllers})
 
     def _control(self) -> None:
         """The turns of the other resources that are due."""
@@ -132,7 +140,8 @@ class Shares:
 
     def set_tenant(self, spec: TenantSpec) -> None:
         """A tenant is declared, or declared anew."""
-        self._ticker.set_tenant(spec.name, spec.weight, spec.priority, spec.requests.cpu, spec.limits.cpu)
+        requests, limits = spec.requests.cpu, spec.limits.cpu
+        self._ticker.set_tenant(spec.name, spec.weight, spec.priority, requests, limits, spec.policy)
         for controller in self._controllers:
             controller.set_tenant(spec)
         self._hurry()

@@ -5,28 +5,32 @@ An agent keeps its slot for life; a slot that becomes free is given to a later o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from agentos_native.alloc import TIERS, Problem
+from agentos_native.alloc.policies import DRF, MAXMIN
 from agentos_native.alloc.waterfill import Floats, Indices
 from agentos_native.cgroup import GroupRef
-from agentos_native.spec.model import PRIORITIES
+from agentos_native.spec.model import PRIORITIES, Resource
 
 FIRST: Final = 64
+PROFILED: Final[tuple[Resource, ...]] = ("memory", "io", "network")
 
 
 @dataclass(frozen=True)
 class Tenant:
-    """A tenant's own settings; CPUs."""
+    """A tenant's own settings; CPUs. `policy` is an index into `alloc.policies.POLICIES`; None: the node's."""
 
     name: str
     weight: int = 100
     tier: int = PRIORITIES.index("normal")
     request: float = 0.0
     limit: float = float("inf")
+    policy: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,17 +68,23 @@ class Plan:
 class Slots:
     """Who is where. Arrays have one entry per slot.
 
+    Args:
+        policy: of the node, an index into `alloc.policies.POLICIES`.
+
     Attributes:
         agents, tenants: by id and by name.
         weight, request, limit: as asked for, CPUs.
+        profile: the parts of the machine's memory, I/O and network that each wants, one column for each of `PROFILED`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, policy: int = MAXMIN) -> None:
+        self.policy = policy
         self.agents: dict[str, Agent] = {}
         self.tenants: dict[str, Tenant] = {}
         self.weight: Floats = np.zeros(FIRST)
         self.request: Floats = np.zeros(FIRST)
         self.limit: Floats = np.zeros(FIRST)
+        self.profile: Floats = np.zeros((FIRST, len(PROFILED)))
         self._by_slot: dict[int, Agent] = {}
         self._free = list(range(FIRST - 1, -1, -1))
         self._plan: Plan | None = Plan()
@@ -92,12 +102,18 @@ class Slots:
         if self.tenants.pop(name, None) is not None:
             self._plan = None
 
+    @property
+    def profiled(self) -> bool:
+        """Whether any policy in use asks for the profile."""
+        return self.policy == DRF or any(tenant.policy == DRF for tenant in self.tenants.values())
+
     def add(self, agent: Agent) -> Agent:
         """Take `agent` in (its `slot` is chosen here); returns it with its slot."""
         if not self._free:
             self._grow()
         slot = self._free.pop()
         agent = replace(agent, slot=slot)
+        self.profile[slot] = 0.0
         self._store(agent)
         return agent
 
@@ -116,6 +132,15 @@ class Slots:
         self.limit[agent.slot] = agent.limit
         self._plan = None
 
+    def set_profile(self, resource: Resource, fractions: Mapping[str, float]) -> None:
+        """What part of the machine's `resource` each agent wants, by id; 0 for those that are not told of."""
+        column = np.zeros(self.capacity)
+        for agent_id, fraction in fractions.items():
+            agent = self.agents.get(agent_id)
+            if agent is not None:
+                column[agent.slot] = fraction
+        self.profile[:, PROFILED.index(resource)] = column
+
     def remove(self, agent_id: str) -> Agent | None:
         agent = self.agents.pop(agent_id, None)
         if agent is not None:
@@ -129,6 +154,7 @@ class Slots:
         for name in ("weight", "request", "limit"):
             array = getattr(self, name)
             setattr(self, name, np.append(array, np.zeros(old, dtype=array.dtype)))
+        self.profile = np.vstack([self.profile, np.zeros_like(self.profile)])
         self._free = list(range(2 * old - 1, old - 1, -1))
 
     def plan(self) -> Plan:
@@ -148,6 +174,7 @@ class Slots:
     def problem(self, capacity: float, demand: Floats) -> Problem:
         """The allocator's problem for the present plan; `demand` in the plan's order, shape (n,)."""
         plan = self.plan()
+        policies = [self.policy if tenant.policy is None else tenant.policy for tenant in plan.tenants]
         return Problem(
             capacity=capacity,
             tenant_weight=np.array([tenant.weight for tenant in plan.tenants], dtype=np.float64),
@@ -159,4 +186,7 @@ class Slots:
             floor=self.request[plan.slots],
             ceiling=self.limit[plan.slots],
             demand=demand,
+            policy=self.policy,
+            tenant_policy=np.array(policies, dtype=np.int64),
+            profile=self.profile[plan.slots] if DRF in (self.policy, *policies) else None,
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from agentos_native.cgroup import GroupRef, Tree, sensors
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import PRIORITIES, Priority
+from agentos_native.spec.model import POLICIES, PRIORITIES, Policy, Priority, Resource
 from agentos_native.supervisor.loop.explain import Namer, View, explain
 from agentos_native.supervisor.loop.groups import GroupFiles, differs
 from agentos_native.supervisor.loop.meter import Measured, Meter, Sample
@@ -101,6 +101,7 @@ class Ticker:
         tree: opened; where it lacks the cpu controller the ticker only measures.
         cpus: of the machine, or fewer where the node shall divide fewer.
         on_event: called with ("cgroup-gone", agent id) from within `tick`.
+        policy: by which the machine is divided among tenants, and what tenants have that choose none.
         compile_from: agents from which the compiled engine is loaded, in a thread of its own; 0: never.
         clock: time.monotonic, but for tests.
     """
@@ -111,6 +112,7 @@ class Ticker:
         cpus: float,
         on_event: OnEvent | None = None,
         *,
+        policy: Policy = "maxmin",
         compile_from: int = COMPILE_FROM,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -122,7 +124,7 @@ class Ticker:
         self._compile_from = compile_from
         self._loader: threading.Thread | None = None
         self._lock = threading.RLock()
-        self._slots = Slots()
+        self._slots = Slots(POLICIES.index(policy))
         self._meter = Meter(tree.path, cpus, self._slots.capacity)
         self._weights = WeightFiles(self._slots.capacity)
         self._groups = GroupFiles(tree)
@@ -149,12 +151,32 @@ class Ticker:
     # -- who is there -------------------------------------------------------------------------------------------
 
     def set_tenant(
-        self, name: str, weight: int, priority: Priority, cpu_request_millis: int, cpu_limit_millis: int | None
+        self,
+        name: str,
+        weight: int,
+        priority: Priority,
+        cpu_request_millis: int,
+        cpu_limit_millis: int | None,
+        policy: Policy | None = None,
     ) -> None:
-        """A tenant's settings; a tenant that is not set has weight 100, priority normal, and nothing else."""
+        """A tenant's settings; one that is not set has weight 100, priority normal, the node's policy, no more."""
         tier = PRIORITIES.index(priority)
+        request, limit = cpu_request_millis / 1000, _cpus(cpu_limit_millis)
+        chosen = None if policy is None else POLICIES.index(policy)
         with self._lock:
-            self._slots.set_tenant(Tenant(name, weight, tier, cpu_request_millis / 1000, _cpus(cpu_limit_millis)))
+            self._slots.set_tenant(Tenant(name, weight, tier, request, limit, chosen))
+
+    @property
+    def profiled(self) -> bool:
+        """Whether any policy in use divides by what agents want of the other resources."""
+        with self._lock:
+            return self._slots.profiled
+
+    def set_profile(self, fractions: Mapping[Resource, Mapping[str, float]]) -> None:
+        """What parts of the machine's other resources agents want, by agent id; for ``drf``."""
+        with self._lock:
+            for resource, parts in fractions.items():
+                self._slots.set_profile(resource, parts)
 
     def remove_tenant(self, name: str) -> None:
         with self._lock:
@@ -302,15 +324,17 @@ class Ticker:
     def _update(self, measured: Measured) -> None:
         """Carry demand and capacity on by what was measured since the last tick."""
         slots = self._slots.plan().slots
+        # an estimate that went wrong once must not be carried on for ever: NaN and ∞ are forgotten
+        before, entitled = _finite(self._demand[slots]), _finite(self._entitled[slots])
         wanted = self._wanted(measured)
-        smoothed = demand.smooth(self._demand[slots], wanted, measured.window)
-        hungry = self._entitled[slots] < self._demand[slots] - HUNGRY
-        due = np.where(hungry, self._entitled[slots], np.minimum(self._entitled[slots], wanted))
+        smoothed = demand.smooth(before, wanted, measured.window)
+        due = np.where(entitled < before - HUNGRY, entitled, np.minimum(entitled, wanted))
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
         self._trims.measured(self._slots.plan(), measured, due, steady)
-        self._capacity += part * (measured.capacity - self._capacity)
+        capacity = self._capacity if np.isfinite(self._capacity) else measured.capacity
+        self._capacity = capacity + part * (measured.capacity - capacity)
 
     def _wanted(self, measured: Measured) -> Floats:
         """The demand of each agent of the plan, in CPUs: never more than its limit or its threads can use."""
@@ -410,6 +434,10 @@ class Ticker:
             trims = self._trims.current(self._slots) if self.enforced else None
             view = View(self.rows(), self.present(), trims)
         return explain(agent_id, view, name)
+
+
+def _finite(values: Floats) -> Floats:
+    return np.where(np.isfinite(values), values, 0.0)
 
 
 def _cpus(millis: int | None) -> float:

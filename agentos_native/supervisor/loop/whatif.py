@@ -17,7 +17,7 @@ from agentos_native import alloc
 from agentos_native.alloc import Problem, Solution
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef
-from agentos_native.spec.model import PRIORITIES, AgentSpec, Resource, TenantSpec
+from agentos_native.spec.model import POLICIES, PRIORITIES, AgentSpec, Resource, TenantSpec
 from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
 
 NOISE: Final[Mapping[Resource, float]] = {"cpu": 5e-4, "memory": 65536.0, "io": 1024.0, "network": 1000.0}
@@ -149,6 +149,7 @@ def tenant_of(spec: TenantSpec, old: Tenant | None = None) -> Tenant:
         tier=PRIORITIES.index(spec.priority),
         request=spec.requests.cpu / 1000,
         limit=float("inf") if spec.limits.cpu is None else spec.limits.cpu / 1000,
+        policy=None if spec.policy is None else POLICIES.index(spec.policy),
     )
 
 
