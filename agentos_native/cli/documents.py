@@ -11,6 +11,7 @@ import click
 from agentos_native.cli.context import client_of, output_option
 from agentos_native.cli.effects import print_effects
 from agentos_native.cli.output import print_json, table
+from agentos_native.cli.queued import no_wait
 from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
@@ -74,8 +75,9 @@ def _report(results: list[api.ApplyResult], output: str, dry_run: bool) -> None:
 @click.command()
 @_files
 @_dry_run
+@no_wait
 @output_option
-def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
+def apply(files: tuple[str, ...], dry_run: bool, wait: bool, output: str) -> None:
     """Make it as the documents say: create, update or leave each agent and tenant.
 
     With --dry-run: what would be done, and who would gain and lose what by it.
@@ -84,9 +86,9 @@ def apply(files: tuple[str, ...], dry_run: bool, output: str) -> None:
     """
     documents = read(files)
     if not dry_run:
-        _report(client_of().apply(documents), output, dry_run)
+        _report(client_of().apply(documents, wait=wait), output, dry_run)
         return
-    rehearsed = client_of().rehearse(documents)
+    rehearsed = client_of().rehearse(documents, wait=wait)
     if output == "json":
         print_json({"results": rehearsed.results, "dry_run": True, "effects": rehearsed.effects})
         return

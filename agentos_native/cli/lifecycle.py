@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from agentos_native.cli.context import AGENT, client_of, each, output_option, returns_status
 from agentos_native.cli.output import print_json, to_plain
+from agentos_native.cli.queued import no_wait, tell
 from agentos_native.errors import AgentosError
+
+if TYPE_CHECKING:
+    from agentos_native.wire import api
 
 _names = click.argument("names", nargs=-1, required=True, type=AGENT, metavar="NAME...")
 
@@ -48,22 +54,30 @@ def kill(names: tuple[str, ...], signal: str, output: str) -> int:
 
 @click.command()
 @_names
+@no_wait
 @output_option
 @returns_status
-def start(names: tuple[str, ...], output: str) -> int:
-    """Start agents that have ended."""
-    return each(names, client_of().start, output)
+def start(names: tuple[str, ...], wait: bool, output: str) -> int:
+    """Start agents that have ended, or queue them until there is room."""
+    client = client_of()
+    return each(names, lambda name: _told(client.start(name, wait=wait)), output)
+
+
+def _told(agent: api.Agent) -> api.Agent:
+    tell(agent)
+    return agent
 
 
 @click.command()
 @_names
 @click.option("-t", "--grace", callback=_seconds, metavar="TIME", help="Time until the whole tree is killed.")
+@no_wait
 @output_option
 @returns_status
-def restart(names: tuple[str, ...], grace: float | None, output: str) -> int:
+def restart(names: tuple[str, ...], grace: float | None, wait: bool, output: str) -> int:
     """Stop and start agents."""
     client = client_of()
-    return each(names, lambda name: client.restart(name, grace=grace), output)
+    return each(names, lambda name: _told(client.restart(name, grace=grace, wait=wait)), output)
 
 
 @click.command()

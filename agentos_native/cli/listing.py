@@ -8,6 +8,7 @@ import click
 
 from agentos_native.cli.context import AGENT, TENANT, client_of, output_option
 from agentos_native.cli.output import age, cpu_millis, print_json, sections, size, table, to_plain
+from agentos_native.cli.queued import note
 
 if TYPE_CHECKING:
     from agentos_native.wire import api
@@ -26,7 +27,7 @@ def ps(ended: bool, tenant: str | None, quiet: bool, output: str) -> None:
     elif output == "json":
         print_json(agents)
     else:
-        headers = (
+        headers: tuple[str, ...] = (
             "ID",
             "TENANT",
             "NAME",
@@ -40,7 +41,11 @@ def ps(ended: bool, tenant: str | None, quiet: bool, output: str) -> None:
             "AGE",
             "RESTARTS",
         )
-        table(headers, [_row(agent) for agent in agents], right=("WEIGHT", "AGE", "RESTARTS"))
+        rows = [_row(agent) for agent in agents]
+        if any(agent.queue for agent in agents):
+            headers = (*headers, "WAITS AT")
+            rows = [(*row, note(agent) or "-") for row, agent in zip(rows, agents, strict=True)]
+        table(headers, rows, right=("WEIGHT", "AGE", "RESTARTS"))
 
 
 def _row(agent: api.Agent) -> tuple[str, ...]:
@@ -94,12 +99,13 @@ def tenant_ls(output: str) -> None:
     if output == "json":
         print_json(tenants)
         return
-    headers = ("NAME", "WEIGHT", "TIER", "CPU", "MEMORY", "PROMISED CPU", "PROMISED MEMORY", "AGENTS", "RUNNING")
+    counted = ("AGENTS", "RUNNING", "QUEUED")
+    headers = ("NAME", "WEIGHT", "TIER", "CPU", "MEMORY", "PROMISED CPU", "PROMISED MEMORY", *counted)
     rows = []
     for row in tenants:
         bounds = {"requests": row.requests, "limits": row.limits}
         promised = (cpu_millis(row.requested_cpu_millis), size(row.requested_memory or None))
-        counts = (str(row.agents), str(row.running))
+        counts = (str(row.agents), str(row.running), str(row.queued))
         rows.append(
             (
                 row.name,
@@ -111,7 +117,7 @@ def tenant_ls(output: str) -> None:
                 *counts,
             )
         )
-    table(headers, rows, right=("WEIGHT", "AGENTS", "RUNNING"))
+    table(headers, rows, right=("WEIGHT", *counted))
 
 
 @tenant.command("inspect")

@@ -14,6 +14,7 @@ STATE_COLOURS: Final = {
     "running": "green",
     "failed": "red",
     "backoff": "yellow",
+    "queued": "yellow",
     "paused": "cyan",
     "exited": "dim",
     "ok": "green",

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from agentos_native.cli.context import returns_status
+from agentos_native.cli.queued import await_turn, no_wait, tell
 from agentos_native.cli.spec_options import build, spec_options
 from agentos_native.errors import EXIT_FAILED, AgentosError
 
 if TYPE_CHECKING:
     from agentos_native.client import Client
+    from agentos_native.client.stream import Stream
     from agentos_native.spec.model import AgentSpec
     from agentos_native.wire import api
 
@@ -28,6 +30,7 @@ _RECONNECT_SECONDS: Final = 20.0
 @click.option("--rm", "remove", is_flag=True, help="Remove the agent when it has ended.")
 @click.option("-i", "--interactive", is_flag=True, help="Hand standard input to the program.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal.")
+@no_wait
 @spec_options
 @click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", help="json: one result object.")
 @click.argument("image")
@@ -41,6 +44,7 @@ def run(
     remove: bool,
     interactive: bool,
     tty: bool,
+    wait: bool,
     output: str,
     image: str,
     command: tuple[str, ...],
@@ -49,7 +53,8 @@ def run(
     """Run a program from IMAGE as an agent; COMMAND replaces the image's own.
 
     In the foreground its output is ours, signals go to it, and the exit status is its own. Without a supervisor one
-    runs inside this command for as long as it lasts.
+    runs inside this command for as long as it lasts. What does not fit now waits in its tenant's queue, in the
+    foreground until it is called off by Ctrl-C.
     """
     from agentos_native.cli.embedded import supervised
     from agentos_native.cli.streams import check_terminal
@@ -59,9 +64,9 @@ def run(
     spec = build(image, command, given, {"stdin": interactive, "tty": tty, "autoRemove": remove})
     with supervised(ctx, lasting=detach) as client:
         if detach:
-            _report_detached(client.run(spec), output)
+            _report_detached(client.run(spec, wait=wait), output)
             return 0
-        return _Foreground(client, spec, interactive, output).run()
+        return _Foreground(client, spec, interactive, output).run(wait=wait)
 
 
 def _report_detached(agent: api.Agent, output: str) -> None:
@@ -69,6 +74,7 @@ def _report_detached(agent: api.Agent, output: str) -> None:
 
     for warning in agent.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    tell(agent)
     print_json(agent) if output == "json" else print(agent.id)
 
 
@@ -85,24 +91,29 @@ class _Foreground:
         self._id = ""
         self._interrupts = 0
 
-    def run(self) -> int:
-        agent = self._client.run(self._spec, start=False)
+    def run(self, *, wait: bool) -> int:
+        agent = self._client.run(self._spec, start=False, wait=wait)
         self._id = agent.id
         for warning in agent.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        try:
-            stream = self._client.attach(agent.id, stdin=self._interactive)
-        except BaseException:
-            self._discard()
-            raise
-        with stream:
+        with contextlib.ExitStack() as streams:
             try:
-                agent = self._client.start(agent.id)
+                stream = streams.enter_context(self._attach())
+                agent = self._client.start(agent.id, wait=wait)
+                if agent.state == "queued":
+                    agent, interrupted = await_turn(self._client, agent)
+                    if interrupted:
+                        stream = streams.enter_context(self._attach())
+                if agent.state == "failed":  # its turn came, and it could not be started: the stream says why
+                    stream.result_at_the_end()
             except BaseException:
                 self._discard()
                 raise
             status = self._pump(stream)
         return self._finish(agent, status)
+
+    def _attach(self) -> Stream:
+        return self._client.attach(self._id, stdin=self._interactive)
 
     def _discard(self) -> None:
         """What never ran leaves nothing behind."""
@@ -156,6 +167,9 @@ class _Foreground:
             print(_oom(f"{agent.tenant}/{agent.name}", limit), file=sys.stderr)
         elif status.reason == "timeout":
             print(AgentosError("timeout", "the agent ran longer than it may", agent.name), file=sys.stderr)
+        elif status.reason == "cancelled":
+            print(AgentosError("cancelled", "it was called off while its start waited", agent.name), file=sys.stderr)
+            return EXIT_FAILED
         if status.exit_status is None:
             print(AgentosError("unknown-exit", "how the agent ended is not known", agent.name), file=sys.stderr)
             return EXIT_FAILED

@@ -74,14 +74,18 @@ class Client:
 
     # -- documents -----------------------------------------------------------------------------------------------
 
-    def apply(self, documents: Iterable[Document], *, dry_run: bool = False) -> list[api.ApplyResult]:
-        """Make it so: create, update or leave each document's agent or tenant."""
-        body = api.ApplyRequest(documents=_bodies(documents), dry_run=dry_run)
+    def apply(
+        self, documents: Iterable[Document], *, dry_run: bool = False, wait: bool = True
+    ) -> list[api.ApplyResult]:
+        """Make it so: create, update or leave each document's agent or tenant. What does not fit now is queued, or
+        without `wait` refused with everything else.
+        """
+        body = api.ApplyRequest(documents=_bodies(documents), dry_run=dry_run, wait=wait)
         return self._typed(api.ApplyResponse, "POST", "/v1/apply", body).results
 
-    def rehearse(self, documents: Iterable[Document]) -> api.ApplyResponse:
+    def rehearse(self, documents: Iterable[Document], *, wait: bool = True) -> api.ApplyResponse:
         """What `apply` would do, and who would gain and lose by it; nothing is done."""
-        body = api.ApplyRequest(documents=_bodies(documents), dry_run=True)
+        body = api.ApplyRequest(documents=_bodies(documents), dry_run=True, wait=wait)
         return self._typed(api.ApplyResponse, "POST", "/v1/apply", body)
 
     def delete(self, documents: Iterable[Document], *, dry_run: bool = False) -> list[api.ApplyResult]:
@@ -91,11 +95,15 @@ class Client:
 
     # -- agents --------------------------------------------------------------------------------------------------
 
-    def run(self, spec: AgentSpec, *, start: bool = True) -> api.Agent:
-        """Make an agent and, unless told otherwise, start it; returns when it runs."""
+    def run(self, spec: AgentSpec, *, start: bool = True, wait: bool = True) -> api.Agent:
+        """Make an agent and, unless told otherwise, start it; returns when it runs.
+
+        If it does not fit now it is queued (`Agent.queue` says where and why), or without `wait` refused.
+        """
         from agentos_native.spec import to_builtins
 
-        return self._typed(api.Agent, "POST", "/v1/agents", api.RunRequest(spec=to_builtins(spec), start=start))
+        body = api.RunRequest(spec=to_builtins(spec), start=start, wait=wait)
+        return self._typed(api.Agent, "POST", "/v1/agents", body)
 
     def agents(self, *, tenant: str | None = None, ended: bool = False) -> list[api.Agent]:
         """Agents that are not ended, or with `ended` all of them."""
@@ -110,8 +118,9 @@ class Client:
         """Give it other weights, limits, … while it runs: `patch` is part of a spec, None takes a value away."""
         return self._typed(api.ChangeResult, "PATCH", _agent(ref), api.ChangeRequest(spec=patch, dry_run=dry_run))
 
-    def start(self, ref: str) -> api.Agent:
-        return self._typed(api.Agent, "POST", _agent(ref, "start"))
+    def start(self, ref: str, *, wait: bool = True) -> api.Agent:
+        """Start one that has ended; `wait` as in `run`."""
+        return self._typed(api.Agent, "POST", _agent(ref, "start"), api.StartRequest(wait=wait))
 
     def stop(self, ref: str, *, grace: float | None = None, signal: str | None = None) -> api.Agent:
         """Signal it, and kill its whole tree when it is still there after `grace` seconds (its spec's by default)."""
@@ -122,8 +131,10 @@ class Client:
         """Send a signal to the program."""
         return self._typed(api.Agent, "POST", _agent(ref, "kill"), api.KillRequest(signal=signal))
 
-    def restart(self, ref: str, *, grace: float | None = None) -> api.Agent:
-        return self._typed(api.Agent, "POST", _agent(ref, "restart"), api.StopRequest(grace=grace), None)
+    def restart(self, ref: str, *, grace: float | None = None, wait: bool = True) -> api.Agent:
+        """Stop it, if it runs, and start it in the room that it had; if it had none, `wait` as in `run`."""
+        body = api.RestartRequest(grace=grace, wait=wait)
+        return self._typed(api.Agent, "POST", _agent(ref, "restart"), body, None)
 
     def pause(self, ref: str) -> api.Agent:
         """Freeze all of its processes."""

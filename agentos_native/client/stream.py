@@ -182,6 +182,12 @@ class Stream:
             raise AgentosError.from_dict(self.status.error)
         return self.status
 
+    def result_at_the_end(self) -> api.StreamStatus:
+        """`result`, when nothing but the end is still to come."""
+        for _ in self:
+            pass
+        return self.result()
+
     def close(self) -> None:
         """Leave; the program goes on."""
         if not self.closed:
