@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from agentos_native.cgroup.sensors import Integers, compiled
 
 UNKNOWN: Final = -1
+_RANGES: Final = {"cpu.weight": (1, 10_000), "cpu.idle": (0, 1)}
+"""What the kernel takes. Nothing else is ever written, whatever a caller computes (a NaN becomes the number −2⁶³)."""
 _COMPILED_FROM: Final = 16
 """Fewer writes than this are not worth leaving Python for."""
 
@@ -28,6 +30,7 @@ class WeightFiles:
 
     def __init__(self, capacity: int = 64, file: str = "cpu.weight") -> None:
         self.file = file
+        self._lowest, self._highest = _RANGES[file]
         self.written: Integers = np.full(capacity, UNKNOWN, dtype=np.int64)
         self._fds: Integers = np.full(capacity, -1, dtype=np.int64)
         self._paths: dict[int, str] = {}
@@ -71,10 +74,10 @@ class WeightFiles:
             return
 
     def write(self, slots: Integers, values: Integers) -> NDArray[np.bool_]:
-        """Write `values`; true where the kernel took it (a group may have gone meanwhile)."""
+        """Write `values`; true where the kernel took it (a group may have gone meanwhile, or the value be none)."""
         for slot in slots[self._fds[slots] < 0].tolist():
             self._fds[slot] = self._open(slot)
-        fds = self._fds[slots]
+        fds = np.where((values >= self._lowest) & (values <= self._highest), self._fds[slots], -1)
         done = np.zeros(len(slots), dtype=np.bool_)
         engine = compiled()
         if engine is not None and len(slots) >= _COMPILED_FROM:

@@ -23,6 +23,7 @@ _THROTTLED = np.frombuffer(b"throttled_usec ", dtype=np.uint8)
 _SOME = np.frombuffer(b"some ", dtype=np.uint8)
 _TOTAL = np.frombuffer(b"total=", dtype=np.uint8)
 _NEWLINE, _ZERO, _NINE = 10, 48, 57
+_DIGITS = 18
 
 
 @njit("b1(u1[::1], i8, i8, Array(u1, 1, 'C', readonly=True))", cache=True, nogil=True)
@@ -37,12 +38,12 @@ def _matches(text: Bytes, length: int, at: int, key: Bytes) -> bool:
 
 @njit("i8(u1[::1], i8, i8)", cache=True, nogil=True)
 def _number(text: Bytes, length: int, at: int) -> int:
-    """The digits at `at`; -1 when there are none."""
+    """The digits at `at`; -1 when there are none, or more than a counter can have."""
     value, begin = 0, at
     while at < length and text[at] >= _ZERO and text[at] <= _NINE:
         value = value * 10 + (np.int64(text[at]) - _ZERO)  # type: ignore[assignment]  # keeps numba from uint64
         at += 1
-    return value if at > begin else -1
+    return value if begin < at <= begin + _DIGITS else -1
 
 
 @njit("i8(u1[::1], i8, Array(u1, 1, 'C', readonly=True))", cache=True, nogil=True)
@@ -105,9 +106,15 @@ def read_groups(
 
 @njit("(i8[::1], i8[::1], b1[::1])", cache=True, nogil=True)
 def write_numbers(fds: Integers, values: Integers, written: NDArray[np.bool_]) -> None:
-    """Write each value, in decimal, at the start of its file; `written` says whether the kernel took it."""
+    """Write each value, in decimal, at the start of its file; `written` says whether the kernel took it.
+
+    Without a file, or for a negative value, nothing is written.
+    """
     text = np.empty(24, dtype=np.uint8)
     for i in range(len(fds)):
+        written[i] = False
+        if fds[i] < 0 or values[i] < 0:
+            continue
         at, value = 24, values[i]
         while True:
             at -= 1

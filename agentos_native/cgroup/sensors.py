@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import re
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +20,11 @@ from agentos_native.cgroup import files
 from agentos_native.cgroup.counters import BUFFER, GONE, NO_PRESSURE, OK
 
 _READ: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+# Of at most 18 digits: whatever is longer is no counter, and would not fit
+_USAGE: Final = re.compile(rb"^usage_usec ([0-9]{1,18})(?![0-9])", re.MULTILINE)
+_THROTTLED: Final = re.compile(rb"^throttled_usec ([0-9]{1,18})(?![0-9])", re.MULTILINE)
+_SOME: Final = re.compile(rb"some [^\n]*?total=([0-9]{1,18})(?![0-9])")
 
 Integers = NDArray[np.int64]
 
@@ -47,23 +53,19 @@ def compiled() -> Any:
 
 def parse_cpu_stat(text: bytes) -> tuple[int, int]:
     """``usage_usec`` and ``throttled_usec`` (0 where there is no cpu controller); ValueError when usage is missing."""
-    usage, throttled = -1, 0
-    for line in text.split(b"\n"):
-        if line.startswith(b"usage_usec "):
-            usage = int(line[11:])
-        elif line.startswith(b"throttled_usec "):
-            throttled = int(line[15:])
-    if usage < 0:
+    usage = _USAGE.search(text)
+    if usage is None:
         raise ValueError("cpu.stat without usage_usec")
-    return usage, throttled
+    throttled = _THROTTLED.search(text)
+    return int(usage[1]), int(throttled[1]) if throttled else 0
 
 
 def parse_pressure(text: bytes) -> int:
     """The total of the ``some`` line in µs; ValueError when there is none."""
-    line = text.partition(b"\n")[0]
-    if not line.startswith(b"some "):
+    some = _SOME.match(text)
+    if some is None:
         raise ValueError("pressure file without a some line")
-    return int(line[line.index(b"total=") + 6 :])
+    return int(some[1])
 
 
 class Sensors:
