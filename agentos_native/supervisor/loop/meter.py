@@ -95,7 +95,9 @@ class Meter:
         return Sample(now, *counters, node_used=used, idle=idle)
 
     def keep(self, sample: Sample) -> None:
-        """Keep the sample for windows to begin at."""
+        """Keep the sample for windows to begin at. After a clock that went back, the samples before it say nothing."""
+        if self._kept and sample.time < self._kept[-1].time:
+            self._kept.clear()
         if not self._kept or sample.time - self._kept[-1].time >= SPACING:
             self._kept.append(sample)
         while sample.time - self._kept[0].time > KEPT + SPACING:
