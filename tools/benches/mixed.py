@@ -28,7 +28,7 @@ CORPUS: Final = 12 * MIB
 DATASET: Final = 32 * MIB
 TURN_SECONDS: Final = 0.17
 THINK_MS: Final = 700
-STEP_SECONDS: Final = 0.02
+STEP_SECONDS: Final = 0.008
 """CPU time of a learner for each megabyte."""
 PEAK_MIB: Final = 88
 BACKOFF: Final = 1.0

@@ -9,7 +9,9 @@ from typing import Final
 
 from agentos_native.cgroup import GroupRef, GroupSettings, Tree, discover
 from agentos_native.spec.model import AgentSpec
+from agentos_native.supervisor.loop.aside import Aside
 from agentos_native.supervisor.loop.controllers import Controller, Member
+from agentos_native.supervisor.loop.memory import MemoryController
 from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.resources import group_settings
 from tools.benches.mixed import TENANTS
@@ -65,7 +67,7 @@ class Loop(Static):
     def __init__(self, bound: Path) -> None:
         super().__init__(bound)
         self.ticker = Ticker(self.tree, CPUS)
-        self.controllers: list[Controller] = []
+        self.controllers: list[Controller] = [Aside(MemoryController(self.tree, _no_news))]
         self._due = [0.0] * len(self.controllers)
         for tenant in TENANTS:
             self.ticker.set_tenant(tenant.name, tenant.weight, tenant.priority, 0, None)
@@ -128,6 +130,10 @@ class Kubernetes:
     def close(self) -> None:
         """See `mixed.Regime`."""
         remove_group(self.pods)
+
+
+def _no_news(kind: str, agent_id: str, **detail: object) -> None:
+    """Events of the loop, which nobody follows here."""
 
 
 def weight_of(millis: int) -> int:
