@@ -113,7 +113,7 @@ class Changer:
                 result.warnings = await self._warnings(agent, new)
             if not dry_run:
                 await self.commit(agent, new)
-        self._wake_queue(dry_run)
+                self._lifecycle.wake_queue()  # what was given up may be what a waiting start needs
         return result
 
     def _check(self, agent: Agent, spec: AgentSpec) -> list[str]:
@@ -197,7 +197,7 @@ class Changer:
         result.effects = await self.effects(Change(tenants={name: new}))
         if not dry_run:
             await self.commit_tenant(new)
-        self._wake_queue(dry_run)
+            self._lifecycle.wake_queue()
         return result
 
     def _check_tenant(self, spec: TenantSpec) -> None:
@@ -277,12 +277,6 @@ class Changer:
                 removed.append(agent.id)
         tenants = {document.name: document for document in documents if isinstance(document, TenantSpec)}
         return await self.effects(Change(specs, tenants, removed))
-
-    def _wake_queue(self, dry_run: bool) -> None:
-        """What was given up may be what a waiting start needs."""
-        queue: Any = getattr(self._lifecycle, "queue", None)
-        if queue is not None and not dry_run:
-            queue.wake()
 
 
 def _refuse_what_is_fixed(agent: Agent, changes: set[str]) -> None:

@@ -107,8 +107,7 @@ class NodeRoutes:
         spec = agent.record.spec
         who = {"name": spec.name, "state": agent.record.state}
         if agent.record.state == "queued":
-            promised = [other.record.spec for other in self._host.agents if other.live and other is not agent]
-            return {**who, **waiting.explain(self._host, agent, agent_view(self._host, agent).queue, promised)}
+            return {**who, **waiting.explain(self._host, agent, agent_view(self._host, agent).queue)}
         if not agent.live:
             raise AgentosError(
                 "agent-not-running", f"the agent is {agent.record.state}", agent.where, "Start it first."

@@ -18,14 +18,15 @@ NAMED: Final = 5
 """Agents that are named as those whose end would make room."""
 
 
-def explain(host: Host, agent: Agent, place: QueuePlace | None, promised: list[AgentSpec]) -> dict[str, Any]:
-    """Words and figures; `promised`: what is reserved by others.
+def explain(host: Host, agent: Agent, place: QueuePlace | None) -> dict[str, Any]:
+    """Words and figures.
 
     Returns:
         ``queue`` (its place), ``words``, ``enough``: the largest reservation that would be let in now (None: no smaller
         one would), and ``room_makers``: agents of which each, alone, would leave enough room by ending.
     """
     spec = agent.record.spec
+    promised = [other.record.spec for other in host.agents if other.live or other.record.state == "backoff"]
     obstacle = _obstacle(host, spec, promised)
     words = [f"{spec.name} waits for its start: nothing runs yet, so it has nothing."]
     if place is not None:
