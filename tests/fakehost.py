@@ -262,7 +262,7 @@ async def lifecycle_of(directory: Path, **capacity: int) -> AsyncIterator[tuple[
     """A lifecycle on fakes, with its own registry; everything is closed at the end."""
     world = World()
     link = FakeLink(world)
-    (directory / "agents").mkdir()
+    (directory / "agents").mkdir(exist_ok=True)
     settings = Settings(state_dir=str(directory), tick_period=0.1)
     agents = Agents()
     userns = UsernsPool(link.make_userns, 0, agents.slots, depth=0)
