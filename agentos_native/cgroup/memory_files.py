@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import resource
+import threading
 from dataclasses import dataclass
 from typing import Final
 
@@ -103,18 +104,22 @@ def limit_of(text: str | None) -> int | None:
 
 
 class MemoryGroup:
-    """One group's memory files."""
+    """One group's memory files; may be read from one thread and closed from another."""
 
     def __init__(self, path: str, descriptors: Descriptors) -> None:
         self.path = path
         self._descriptors = descriptors
         self._kept: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     def close(self) -> None:
-        for fd in self._kept.values():
-            os.close(fd)
-            self._descriptors.left += 1
-        self._kept.clear()
+        with self._lock:
+            self._closed = True
+            for fd in self._kept.values():
+                os.close(fd)
+                self._descriptors.left += 1
+            self._kept.clear()
 
     def _read(self, name: str) -> bytes:
         """The file's text, empty where the file is not there; raises OSError ENODEV when the group is gone."""
@@ -141,6 +146,10 @@ class MemoryGroup:
 
     def read(self) -> MemorySample | None:
         """The counters; None when the group is gone."""
+        with self._lock:
+            return None if self._closed else self._sample()
+
+    def _sample(self) -> MemorySample | None:
         try:
             stat = self._read("memory.stat")
             current = self._read("memory.current")
@@ -155,8 +164,8 @@ class MemoryGroup:
 
     def cpu_usage(self) -> int:
         """µs of CPU time used so far; -1 when it cannot be read."""
-        with contextlib.suppress(OSError):
-            return value_of(self._read("cpu.stat"), b"usage_usec")
+        with self._lock, contextlib.suppress(OSError):
+            return -1 if self._closed else value_of(self._read("cpu.stat"), b"usage_usec")
         return -1
 
     def high(self) -> int | None:

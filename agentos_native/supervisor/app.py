@@ -30,7 +30,11 @@ from agentos_native.supervisor.events import Events
 from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.loop.aside import Aside
 from agentos_native.supervisor.loop.controllers import Controller, Notify
+from agentos_native.supervisor.loop.io import IoController
+from agentos_native.supervisor.loop.memory import MemoryController
+from agentos_native.supervisor.loop.network import NetworkController
 from agentos_native.supervisor.loop.recorder import Recorder
 from agentos_native.supervisor.loop.shares import Shares
 from agentos_native.supervisor.loop.ticker import Ticker
@@ -93,6 +97,7 @@ class App:
         recovery = Recovery(lifecycle, link.replay)
         await recovery.run(registry_lost=aside is not None)
         await lifecycle.tenancy.restore()
+        lifecycle.wake_queue()
         for line in recovery.report:
             _log.warning("recovery: %s", line)
         await self._serve(stack, lifecycle)
@@ -113,10 +118,10 @@ class App:
             workers.call(store.recover),
         )
         stack.callback(network.close)
-        capacity = admission.node_capacity()
+        capacity = admission.node_capacity()._replace(network=settings.network_rate)
         agents, events = Agents(), Events()
         notify = _notifier(agents, events)
-        ticker = Ticker(tree, capacity.cpu / 1000, notify)
+        ticker = Ticker(tree, capacity.cpu / 1000, notify, policy=settings.policy)
         controllers = self._controllers(notify)
         self._shares = shares = Shares(ticker, settings.tick_period, self._look_after_rules, controllers)
         self._record(stack, ticker, controllers, agents, events)
@@ -174,7 +179,14 @@ class App:
 
     def _controllers(self, notify: Notify) -> list[Controller]:
         """Of the resources besides CPU that are moved on this node."""
-        return []
+        settings = self._options.settings
+        memory = MemoryController(self._tree, notify, enforce="memory" in settings.control)
+        io = IoController(self._tree, self._options.state_dir, notify, enforce="io" in settings.control)
+        controllers: list[Controller] = [Aside(memory), Aside(io)]  # they also measure and report kills
+        if settings.network == "required":
+            uplink = settings.network_rate if "network" in settings.control else None
+            controllers.append(NetworkController(self._network, uplink, notify, settings.policy))
+        return controllers
 
     def _look_after_rules(self) -> None:
         """After each tick. Where agents may do without a network, that it cannot be had is no news."""
@@ -215,6 +227,7 @@ class App:
             "cgroup_root": self._tree.path,
             "cgroup_layout": mount.layout,
             "started_at": self._started_at,
+            "first_tick": self._shares.first_tick,
             "warnings": [*self._warnings, *self._network.notices, *self._tree.refused.values()],
         }
 

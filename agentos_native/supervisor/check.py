@@ -28,6 +28,10 @@ GIVE_TO_V2: Final = (
     "systemd.unified_cgroup_hierarchy=1) to have all controllers on v2; until then --allow-unenforced {}\n"
     "runs agents without it."
 )
+IO_WEIGHTS: Final = (
+    "echo bfq >/sys/block/DISK/queue/scheduler, or echo 'MAJOR:MINOR enable=1' >/sys/fs/cgroup/io.cost.qos:\n"
+    "then the disk is shared by ioWeight; without either only limits are kept."
+)
 _SECCOMP_ERRNO, _SECCOMP_NOTIFY = 0x00050000, 0x7FC00000
 _NAMESPACES: Final = {
     "user": ns.CLONE_NEWUSER, "mount": ns.CLONE_NEWNS, "pid": ns.CLONE_NEWPID, "network": ns.CLONE_NEWNET,
@@ -109,7 +113,7 @@ def _controller(mount: CgroupMount, name: str, v1_name: str) -> Probe:
     return Probe("cgroup", f"controller-{name}", run, hint=GIVE_TO_V2.format(name))
 
 
-def _cgroup(mount: CgroupMount | AgentosError) -> list[Probe]:
+def _cgroup(mount: CgroupMount | AgentosError, state: str) -> list[Probe]:
     if isinstance(mount, AgentosError):
         error = mount
 
@@ -128,6 +132,7 @@ def _cgroup(mount: CgroupMount | AgentosError) -> list[Probe]:
             hint="CAP_SYS_RESOURCE is missing; windows of whole multiples of 2 s work all the same.",
         ),
     ]
+    rows.append(Probe("cgroup", "io-weights", partial(probes.io_weights, mount.mount_point, state), hint=IO_WEIGHTS))
     v1_names = {"io": "blkio"}
     rows += [_controller(mount, name, v1_names.get(name, name)) for name in ("cpu", "memory", "pids", "io", "cpuset")]
     return rows
@@ -230,7 +235,7 @@ def report(state_dir: str) -> CheckReport:
     except AgentosError as error:
         mount = error
     state = existing_parent(state_dir)
-    rows = [*_processes(), *_namespaces(), *_mounts(state), *_cgroup(mount), *_network(), *_security()]
+    rows = [*_processes(), *_namespaces(), *_mounts(state), *_cgroup(mount, state), *_network(), *_security()]
     features = [row.feature() for row in rows]
     cgroup: dict[str, Any] = {}
     if isinstance(mount, CgroupMount):

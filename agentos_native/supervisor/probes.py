@@ -19,6 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from agentos_native.cgroup import io_files
 from agentos_native.kernel import libc, mount, ns, process
 from agentos_native.network import NodeNetwork
 
@@ -219,6 +220,18 @@ def pressure(root: str) -> str:
     if not os.path.exists(os.path.join(root, "cgroup.controllers")):
         raise Missing("no cgroup v2")
     return "/proc/pressure and *.pressure of groups"
+
+
+def io_weights(mount_point: str, directory: str) -> str:
+    """Whether weights of I/O mean anything on the disk that `directory` is on."""
+    disk = io_files.disk_of(directory)
+    if disk is None:
+        raise Missing(f"{directory} is on no disk of its own (tmpfs, overlay, btrfs)")
+    found = io_files.find_weights(mount_point, disk)
+    if found is None:
+        scheduler = io_files.scheduler_of(disk) or "none"
+        raise Missing(f"neither iocost nor BFQ runs on disk {disk} (scheduler: {scheduler}); limits hold all the same")
+    return f"{found.kind} on disk {disk} ({found.file})"
 
 
 def pressure_trigger() -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
 from agentos_native.errors import AgentosError
@@ -43,6 +44,18 @@ def network_rates(spec: AgentSpec) -> Rates:
     """The limits of its wire."""
     limits = spec.resources.limits.network
     return Rates(limits.egress, limits.ingress) if limits else NO_RATES
+
+
+def oom_figures(stat: Mapping[str, Any], spec: AgentSpec) -> dict[str, int | None]:
+    """An ended agent's figures (`Group.stat`) if the OOM killer was there, else nothing.
+
+    Its memory is free by now; the peak is what it had when it was killed.
+    """
+    kills = stat.get("memory.events", {}).get("oom_kill", 0)
+    if not kills:
+        return {}
+    limit = spec.resources.limits.memory
+    return {"oom_kills": kills, "peak": stat.get("memory.peak"), "current": stat.get("memory.current"), "limit": limit}
 
 
 def _io_max(limits: IoLimits, state_dir: str) -> IoMax:

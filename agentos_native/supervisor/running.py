@@ -158,7 +158,7 @@ class Runner:
             await self.on_auto_remove(agent)
 
     def _release(self, agent: Agent, run: Run) -> tuple[dict[str, int | None], list[str]]:
-        """In a worker thread. Gives the figures if the OOM killer was there, and what could not be released, in words."""
+        """In a worker thread. Gives figures if the OOM killer was there, and what could not be released, in words."""
         leftovers: list[str] = []
         oom: dict[str, int | None] = {}
         try:

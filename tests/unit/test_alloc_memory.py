@@ -42,6 +42,12 @@ def numpy_engine() -> None:
     use_numpy()
 
 
+def figures_of(*values: float, idle: bool = False) -> Figures:
+    """Of one agent."""
+    current, anon, cache, cold, refaults, stalled = (np.array([value]) for value in values)
+    return Figures(current, anon, cache, cold, refaults, stalled, np.array([idle]))
+
+
 def problem(weights: list[float], requests: list[float], limits: list[float]) -> Problem:
     """Agents of one tenant and tier; amounts in bytes here."""
     count = len(weights)
@@ -197,7 +203,7 @@ def test_programs_memory_without_swap_is_not_asked_back() -> None:
 
 
 def test_a_limit_does_not_give_way_to_one_who_grows_against_it() -> None:
-    figures = Figures(*(np.array([value]) for value in (330 * MIB, 330 * MIB, 0.0, 0.0, 0.0, 1.0)), np.array([False]))
+    figures = figures_of(330 * MIB, 330 * MIB, 0.0, 0.0, 0.0, 1.0)
     state = State(np.array([320 * MIB]), np.array([500 * MIB]), np.array([300 * MIB]), np.zeros(1, dtype=np.int64))
     outcome = turn(problem([100], [0], [INF]), figures, state, Machine(0.0, 50 * MIB), 2.0)
     assert outcome.squeezed[0]
@@ -206,7 +212,7 @@ def test_a_limit_does_not_give_way_to_one_who_grows_against_it() -> None:
 
 def test_caches_are_not_counted_twice() -> None:
     values = (500 * MIB, 100 * MIB, 400 * MIB, 0.0, 0.0, 0.0)
-    figures = Figures(*(np.array([value]) for value in values), np.array([False]))
+    figures = figures_of(*values)
     assert capacity(figures, Machine(600 * MIB, 50 * MIB)) == 650 * MIB
     assert capacity(figures, Machine(600 * MIB, 50 * MIB, ceiling=200 * MIB)) == 200 * MIB
 
@@ -214,7 +220,7 @@ def test_caches_are_not_counted_twice() -> None:
 def test_what_comes_back_was_not_cold() -> None:
     def used(refaults: float) -> float:
         values = (500 * MIB, 100 * MIB, 400 * MIB, 300 * MIB, refaults, 0.0)
-        return float(working_set(Figures(*(np.array([value]) for value in values), np.array([True])))[0])
+        return float(working_set(figures_of(*values))[0])
 
     assert used(0.0) == 200 * MIB
     assert used(5 * MIB) == 350 * MIB
@@ -238,8 +244,9 @@ def anything(draw: st.DrawFn) -> tuple[Problem, Figures, State, Machine]:
     limits = some(st.one_of(st.floats(32 * MIB, 2048 * MIB), st.just(INF)))
     requests = [min(request, limit) for request, limit in zip(some(amounts), limits, strict=True)]
     weights = some(st.floats(1, 10_000))
-    numbers = [np.array(some(wild)) for _ in range(6)]
-    figures = Figures(*numbers, np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count))))
+    current, anon, cache, cold, refaults, stalled = (np.array(some(wild)) for _ in range(6))
+    idle = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    figures = Figures(current, anon, cache, cold, refaults, stalled, idle)
     highs = np.array(some(st.one_of(st.floats(LEAST, 2048 * MIB), st.just(INF))))
     state = State(np.array(some(wild)), np.array(some(wild)), highs, np.zeros(count, dtype=np.int64))
     machine = Machine(draw(amounts), draw(st.floats(0, 256 * MIB)), draw(st.sampled_from([0.0, 512 * MIB])))
@@ -312,7 +319,7 @@ def test_limits_only_go_down_on_the_way_to_a_steady_load(load: list[Program], si
 class TestReclaim:
     def figures(self, refaults: float = 0.0, idle: bool = True, cache: float = 400 * MIB) -> Figures:
         values = (500 * MIB, 100 * MIB, cache, cache / 2, refaults, 0.0)
-        return Figures(*(np.array([value]) for value in values), np.array([idle]))
+        return figures_of(*values, idle=idle)
 
     def test_small_steps_from_sleepers_only(self) -> None:
         amount, _ = reclaim(self.figures(), np.zeros(1), no_reclaim(1), 2.0)
@@ -337,14 +344,14 @@ class TestReclaim:
 
     @given(st.lists(wild, min_size=6, max_size=6), wild, st.booleans())
     def test_no_rubbish_comes_out(self, values: list[float], request_: float, idle: bool) -> None:
-        figures = Figures(*(np.array([value]) for value in values), np.array([idle]))
+        figures = figures_of(*values, idle=idle)
         amount, _ = reclaim(figures, np.array([request_]), no_reclaim(1), 2.0)
         assert 0 <= amount[0] <= RECLAIM_MOST
         assert amount[0] <= sanitise(figures).cache[0]
 
 
 def test_a_limit_is_lifted_after_a_while_only() -> None:
-    calm = Figures(*(np.array([value]) for value in (100 * MIB, 100 * MIB, 0.0, 0.0, 0.0, 0.0)), np.array([False]))
+    calm = figures_of(100 * MIB, 100 * MIB, 0.0, 0.0, 0.0, 0.0)
     state = State(np.array([100 * MIB]), np.array([105 * MIB]), np.array([110 * MIB]), np.zeros(1, dtype=np.int64))
     for count in range(1, CALM + 1):
         state = turn(problem([100], [0], [INF]), calm, state, Machine(900 * MIB, 0.0), 2.0).state

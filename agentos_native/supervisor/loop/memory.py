@@ -16,16 +16,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from agentos_native.alloc import memory, solve
-from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.memory import UNIT, Figures, Machine, Outcome, Reclaim, State
 from agentos_native.alloc.waterfill import Floats, Indices, Truths
-from agentos_native.cgroup import GroupRef, Tree
+from agentos_native.cgroup import Tree
 from agentos_native.cgroup.memory_files import (
     Descriptors,
     MachineMemory,
@@ -34,11 +34,23 @@ from agentos_native.cgroup.memory_files import (
     machine_memory,
     rounded,
 )
-from agentos_native.spec.model import PRIORITIES, AgentSpec, Resource, TenantSpec
+from agentos_native.spec.model import AgentSpec, Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Member, Notify
-from agentos_native.supervisor.loop.memory_meter import MemoryMeter
+from agentos_native.supervisor.loop.memory_meter import MemoryMeter, Reading
+from agentos_native.supervisor.loop.memory_rows import (
+    EVENT_FIGURES,
+    agent_of,
+    changed_agent,
+    joined,
+    note,
+    put,
+    row,
+    taken_of,
+    tenant_of,
+    text_of,
+)
 from agentos_native.supervisor.loop.oom import OomWatch
-from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
+from agentos_native.supervisor.loop.slots import Slots
 
 PERIOD: Final = 2.0
 """Seconds between two turns."""
@@ -96,7 +108,6 @@ class MemoryController:
         self._reclaimed: Floats = np.zeros(self._slots.capacity)
         self._told = np.zeros(self._slots.capacity, dtype=np.int64)  # 0: nothing, 1: squeezed, 2: and it stalls
         self._outcome: Outcome | None = None
-        self._figures: Figures | None = None
         self._rows: dict[str, dict[str, Any]] = {}
         self._refreshed = 0.0
         self.writes = 0
@@ -106,12 +117,12 @@ class MemoryController:
     def add(self, member: Member) -> None:
         with self._lock:
             self.remove(member.agent_id)
-            slot = self._slots.add(_agent(member.agent_id, member)).slot
+            slot = self._slots.add(agent_of(member.agent_id, member)).slot
             self._grow()
             self._groups[slot] = group = MemoryGroup(member.path, self._descriptors)
             self._meter.reset(slot)
             for name, fresh in (("_state", memory.initial(1)), ("_reclaim", memory.no_reclaim(1))):
-                _put(getattr(self, name), np.array([slot]), fresh)
+                put(getattr(self, name), np.array([slot]), fresh)
             self._reclaimed[slot] = self._told[slot] = 0
             self._oom.watch(member.agent_id, member.path)
             self._take_over(slot, group)
@@ -135,7 +146,7 @@ class MemoryController:
             if agent is None or agent.ref != member.ref:
                 self.add(member)
                 return
-            self._slots.change(replace(_agent(member.agent_id, member), slot=agent.slot))
+            self._slots.change(replace(agent_of(member.agent_id, member), slot=agent.slot))
             self._written[agent.slot] = UNKNOWN  # an update of the group's settings has reset it
 
     def remove(self, agent_id: str) -> None:
@@ -148,7 +159,7 @@ class MemoryController:
 
     def set_tenant(self, spec: TenantSpec) -> None:
         with self._lock:
-            self._slots.set_tenant(_tenant(spec))
+            self._slots.set_tenant(tenant_of(spec))
 
     def remove_tenant(self, name: str) -> None:
         with self._lock:
@@ -158,8 +169,8 @@ class MemoryController:
         more = self._slots.capacity - len(self._written)
         if more > 0:
             self._meter.grow(self._slots.capacity)
-            self._state = State(*_joined(self._state, memory.initial(more)))
-            self._reclaim = Reclaim(*_joined(self._reclaim, memory.no_reclaim(more)))
+            self._state = State(*joined(self._state, memory.initial(more)))
+            self._reclaim = Reclaim(*joined(self._reclaim, memory.no_reclaim(more)))
             self._written = np.append(self._written, np.full(more, UNKNOWN))
             self._reclaimed = np.append(self._reclaimed, np.zeros(more))
             self._told = np.append(self._told, np.zeros(more, dtype=np.int64))
@@ -169,7 +180,7 @@ class MemoryController:
         with self._lock:
             for slot, group in self._groups.items():
                 if self.enforced and np.isfinite(self._written[slot]) and self._written[slot] >= 0:
-                    self._write(slot, np.inf)
+                    self._write(slot, group, np.inf)
                 group.close()
             self._groups.clear()
             self._oom.close()
@@ -178,23 +189,38 @@ class MemoryController:
 
     def turn(self, now: float) -> None:
         with self._lock:
-            slots = self._slots.plan().slots
-            if not len(slots):
-                return
-            elapsed = self._meter.read(slots, self._groups, now)
-            figures = self._figures = self._meter.figures(slots, elapsed)
-            machine = self._there()
-            problem = self._slots.problem(0.0, np.zeros(len(slots)))
-            known = np.isfinite(figures.current)
-            outcome = memory.turn(problem, figures, State(*_taken(self._state, slots)), machine, elapsed)
-            self._outcome = outcome
-            _put(self._state, slots, outcome.state)
-            if self.enforced:
-                self._refresh(slots, now)
-                self._move(slots, outcome, known)
-                self._take_back(slots, figures, elapsed)
-                self._tell(slots, figures, outcome, known)
-            self._rows = self._build(slots, figures, outcome)
+            groups = dict(self._groups)
+        if not groups:
+            return
+        reading, machine = self._meter.read(groups, now), self._there()
+        with self._lock:
+            due = self._decide(reading, {slot for slot in groups if self._groups.get(slot) is groups[slot]}, machine)
+        for work in due:
+            work()
+
+    def _decide(self, reading: Reading, same: set[int], machine: Machine) -> list[Callable[[], None]]:
+        """Take in what was read of the slots that are still the `same` agents'; gives what is to be written.
+
+        The kernel takes memory back while it is written to, which lasts; nobody shall wait for a lock meanwhile.
+        """
+        slots = self._slots.plan().slots
+        slots = slots[[slot in same for slot in slots.tolist()]]
+        elapsed = self._meter.take(reading, slots)
+        slots = self._slots.plan().slots  # those that came meanwhile count, as not measured yet
+        figures = self._meter.figures(slots, elapsed)
+        problem = self._slots.problem(0.0, np.zeros(len(slots)))
+        known = np.isfinite(figures.current)
+        outcome = memory.turn(problem, figures, State(*taken_of(self._state, slots)), machine, elapsed)
+        self._outcome = outcome
+        put(self._state, slots, outcome.state)
+        due: list[Callable[[], None]] = []
+        if self.enforced:
+            self._refresh(slots, reading.time)
+            due += self._moves(slots, outcome, known)
+            due += self._reclaims(slots, figures, elapsed)
+            self._tell(slots, figures, outcome, known)
+        self._rows = self._build(slots, figures, outcome)
+        return due
 
     def _there(self) -> Machine:
         found = self._machine()
@@ -222,46 +248,60 @@ class MemoryController:
     def _foreign(self, slot: int, found: float, expected: float) -> None:
         agent_id = self._slots.at(slot).agent_id
         path = f"{self._groups[slot].path}/memory.high"
-        self._notify("foreign-change", agent_id, file=path, expected=_text(expected), found=_text(found))
+        self._notify("foreign-change", agent_id, file=path, expected=text_of(expected), found=text_of(found))
 
-    def _move(self, slots: Indices, outcome: Outcome, known: Truths) -> None:
+    def _moves(self, slots: Indices, outcome: Outcome, known: Truths) -> list[Callable[[], None]]:
         wanted, held = outcome.state.high, self._written[slots]
         ends = np.isfinite(wanted) != np.isfinite(held)
         with np.errstate(invalid="ignore"):
             far = np.abs(wanted - held) > CHANGE * np.minimum(held, wanted)
-        for index in np.flatnonzero(known & (ends | far) & ~(np.isinf(wanted) & np.isinf(held))).tolist():
-            self._write(int(slots[index]), float(wanted[index]))
+        far &= ~(np.isinf(wanted) & np.isinf(held))
+        return [
+            partial(self._write, int(slots[index]), self._groups[int(slots[index])], float(wanted[index]))
+            for index in np.flatnonzero(known & (ends | far)).tolist()
+        ]
 
-    def _write(self, slot: int, wanted: float) -> None:
+    def _write(self, slot: int, group: MemoryGroup, wanted: float) -> None:
         """Write one limit and see what the kernel keeps; a group that is gone is no trouble."""
         if np.isnan(wanted) or wanted < 0:
             return
         value = None if np.isinf(wanted) else rounded(int(wanted))
         try:
-            kept = self._groups[slot].set_high(value)
+            kept = group.set_high(value)
+            held = np.inf if kept is None else float(kept)
         except OSError:
-            self._written[slot] = UNKNOWN
-            return
-        self.writes += 1
-        self._written[slot] = np.inf if kept is None else kept
-        if kept != value:
-            self._foreign(slot, self._written[slot], wanted)
+            kept, held = value, UNKNOWN
+        with self._lock:
+            if self._groups.get(slot) is not group:
+                return
+            self.writes += held != UNKNOWN
+            self._written[slot] = held
+            if kept != value:
+                self._foreign(slot, held, wanted)
 
-    def _take_back(self, slots: Indices, figures: Figures, elapsed: float) -> None:
+    def _reclaims(self, slots: Indices, figures: Figures, elapsed: float) -> list[Callable[[], None]]:
         """From sleeping agents' caches; those that come too late in this turn are first in another."""
-        state = Reclaim(*_taken(self._reclaim, slots))
+        state = Reclaim(*taken_of(self._reclaim, slots))
         amounts, state = memory.reclaim(figures, self._slots.request[slots] * UNIT, state, elapsed)
-        until = time.monotonic() + RECLAIM_TIME
+        put(self._reclaim, slots, state)
         asked = np.flatnonzero(amounts > 0)
-        for index in asked[np.argsort(self._reclaimed[slots[asked]], kind="stable")].tolist():
-            amount = int(amounts[index])
+        asked = asked[np.argsort(self._reclaimed[slots[asked]], kind="stable")]
+        pairs = [(int(slots[index]), int(amounts[index])) for index in asked.tolist()]
+        return [partial(self._take_back, [(slot, self._groups[slot], amount) for slot, amount in pairs])]
+
+    def _take_back(self, asked: list[tuple[int, MemoryGroup, int]]) -> None:
+        until = time.monotonic() + RECLAIM_TIME
+        for slot, group, amount in asked:
             late = time.monotonic() > until
-            if late or not self._groups[int(slots[index])].reclaim(amount):
-                state.taken[index] = 0.0
-                state.waiting[index] = 0 if late else memory.FIRST_PAUSE
-            else:
-                self._reclaimed[slots[index]] += amount
-        _put(self._reclaim, slots, state)
+            taken = not late and group.reclaim(amount)
+            with self._lock:
+                if self._groups.get(slot) is not group:
+                    continue
+                if taken:
+                    self._reclaimed[slot] += amount
+                else:
+                    self._reclaim.taken[slot] = 0.0
+                    self._reclaim.waiting[slot] = 0 if late else memory.FIRST_PAUSE
 
     def _tell(self, slots: Indices, figures: Figures, outcome: Outcome, known: Truths) -> None:
         """Say who is squeezed, once when it begins, once more when it hurts, and when it is over."""
@@ -271,8 +311,8 @@ class MemoryController:
         for index in np.flatnonzero((level > self._told[slots]) | over).tolist():
             slot = int(slots[index])
             agent_id = self._slots.at(slot).agent_id
-            row = self._row(index, slot, figures, outcome)
-            detail = {name: row[name] for name in EVENT_FIGURES}
+            figures_now = self._row(index, slot, figures, outcome)
+            detail = {name: figures_now[name] for name in EVENT_FIGURES}
             self._notify("memory-squeezed" if level[index] else "memory-released", agent_id, **detail)
             self._told[slot] = level[index]
 
@@ -286,39 +326,9 @@ class MemoryController:
 
     def _row(self, index: int, slot: int, figures: Figures, outcome: Outcome) -> dict[str, Any]:
         agent = self._slots.at(slot)
-        known = bool(np.isfinite(figures.current[index]))
-        high = self._written[slot]
-        return {
-            "request": round(agent.request * UNIT),
-            "limit": _whole(agent.limit * UNIT),
-            "demand": _whole(outcome.wanted[index]) if known else None,
-            "entitled": _whole(outcome.share[index]) if known else None,
-            "measured": _whole(figures.current[index]),
-            "bound": _bound(index, agent, outcome) if known else None,
-            "working_set": _whole(outcome.working_set[index]) if known else None,
-            "high": _whole(high) if high >= 0 else None,
-            "stalled": _finite(figures.stalled[index]),
-            "refaults": _finite(figures.refaults[index]),
-            "squeezed": bool(outcome.squeezed[index]) and known,
-            "idle": bool(figures.idle[index]),
-            "reclaimed": round(self._reclaimed[slot]),
-            "oom_kills": max(self._oom.kills(agent.agent_id), 0),
-            "capacity": round(outcome.capacity),
-            "note": self._note(index, figures, outcome),
-        }
-
-    def _note(self, index: int, figures: Figures, outcome: Outcome) -> str:
-        if not self._present:
-            return "not enforced: cgroup v2 has no memory controller on this host"
-        if not np.isfinite(figures.current[index]):
-            return "not measured yet, or its group is gone"
-        if not self.enforced:
-            return "not moved: memory is not among the resources to control"
-        if outcome.squeezed[index] and outcome.state.high[index] > outcome.share[index] * (1 + CHANGE):
-            return "above its share: memory is taken back slowly, and not at all what only swap could take"
-        if outcome.trimmed[index]:
-            return "has all it needs; of its cache, what goes beyond its fair share is taken for others"
-        return ""
+        written, kills = float(self._written[slot]), self._oom.kills(agent.agent_id)
+        found = row(index, agent, figures, outcome, written, float(self._reclaimed[slot]), kills)
+        return {**found, "note": note(index, figures, outcome, present=self._present, enforced=self.enforced)}
 
     def rows(self) -> dict[str, dict[str, Any]]:
         with self._lock:
@@ -327,8 +337,8 @@ class MemoryController:
     def fractions(self) -> Mapping[str, float]:
         with self._lock:
             return {
-                agent_id: min((row["demand"] or 0) / max(row["capacity"], 1), 1.0)
-                for agent_id, row in self._rows.items()
+                agent_id: min((found["demand"] or 0) / max(found["capacity"], 1), 1.0)
+                for agent_id, found in self._rows.items()
             }
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
@@ -339,67 +349,13 @@ class MemoryController:
             for tenant in self._slots.tenants.values():
                 other.set_tenant(tenant)
             for spec in tenants.values():
-                other.set_tenant(_tenant(spec))
+                other.set_tenant(tenant_of(spec))
             for agent_id, agent in self._slots.agents.items():
                 used = float(np.nan_to_num(self._state.demand[agent.slot]))
-                changed = _changed(agent, specs.get(agent_id))
+                changed = changed_agent(agent, specs.get(agent_id))
                 taken = other.add(changed)
                 wants[taken.slot] = max(min(used, changed.limit * UNIT), changed.request * UNIT)
             plan = other.plan()
             wanted = np.array([wants[slot] for slot in plan.slots.tolist()])
             share = solve(other.problem(self._outcome.capacity / UNIT, wanted / UNIT)).share * UNIT
             return {other.at(slot).agent_id: float(share[i]) for i, slot in enumerate(plan.slots.tolist())}
-
-
-EVENT_FIGURES: Final = ("high", "measured", "working_set", "demand", "entitled", "stalled", "refaults", "capacity")
-
-
-def _bound(index: int, agent: Agent, outcome: Outcome) -> str:
-    """As `rows.AllocationRow.bound`."""
-    if not outcome.squeezed[index]:
-        return "limit" if outcome.wanted[index] >= agent.limit * UNIT * (1 - HUNGRY) else "demand"
-    return "request" if outcome.share[index] <= agent.request * UNIT * (1 + HUNGRY) else "share"
-
-
-def _agent(agent_id: str, member: Member) -> Agent:
-    return _changed(Agent(agent_id, member.ref, -1, 0, 0.0, 0.0), member.spec)
-
-
-def _changed(agent: Agent, spec: AgentSpec | None) -> Agent:
-    """The agent with another spec's figures, in the allocator's unit."""
-    if spec is None:
-        return agent
-    requests, limits = spec.resources.requests, spec.resources.limits
-    ref = GroupRef(agent.ref.tenant, spec.priority, agent.agent_id)
-    limit = np.inf if limits.memory is None else limits.memory / UNIT
-    return replace(agent, ref=ref, weight=spec.weight, request=requests.memory / UNIT, limit=limit)
-
-
-def _tenant(spec: TenantSpec) -> Tenant:
-    limit = np.inf if spec.limits.memory is None else spec.limits.memory / UNIT
-    return Tenant(spec.name, spec.weight, PRIORITIES.index(spec.priority), spec.requests.memory / UNIT, limit)
-
-
-def _joined(first: State | Reclaim, second: State | Reclaim) -> list[Any]:
-    return [np.append(getattr(first, part.name), getattr(second, part.name)) for part in fields(first)]
-
-
-def _taken(state: State | Reclaim, slots: Indices) -> list[Any]:
-    return [getattr(state, part.name)[slots] for part in fields(state)]
-
-
-def _put(state: State | Reclaim, slots: Indices, values: State | Reclaim) -> None:
-    for part in fields(state):
-        getattr(state, part.name)[slots] = getattr(values, part.name)
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _whole(value: float) -> int | None:
-    return round(float(value)) if np.isfinite(value) else None
-
-
-def _text(value: float) -> str:
-    return "max" if np.isinf(value) else str(round(value))

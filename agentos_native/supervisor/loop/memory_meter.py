@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 
 from agentos_native.alloc.memory import Figures
 from agentos_native.alloc.waterfill import Floats, Indices
-from agentos_native.cgroup.memory_files import MemoryGroup
+from agentos_native.cgroup.memory_files import MemoryGroup, MemorySample
 from agentos_native.cgroup.settings import PAGE
 
 IDLE_CPU: Final = 0.01
@@ -20,6 +21,15 @@ IDLE_CHECK: Final = 10.0
 """Seconds between two looks at the CPU time of everybody."""
 _AMOUNTS: Final = ("current", "anon", "cache", "cold")
 _COUNTERS: Final = ("refaults", "some")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read at one time, by slot; `usage` (µs of CPU) only now and then."""
+
+    time: float
+    samples: dict[int, MemorySample | None]
+    usage: dict[int, int]
 
 
 class MemoryMeter:
@@ -51,29 +61,33 @@ class MemoryMeter:
             values[slot] = np.nan
         self._quiet[slot] = 0.0
 
-    def read(self, slots: Indices, groups: Mapping[int, MemoryGroup], now: float) -> float:
-        """Read the counters of `slots`; returns the seconds since the last read."""
+    def read(self, groups: Mapping[int, MemoryGroup], now: float) -> Reading:
+        """Read the counters of the groups (by slot); changes nothing, so it needs no lock."""
+        samples = {slot: group.read() for slot, group in groups.items()}
+        due = not now - self._checked < self.idle_check  # the first time it is NaN
+        return Reading(now, samples, {slot: group.cpu_usage() for slot, group in groups.items()} if due else {})
+
+    def take(self, reading: Reading, slots: Indices) -> float:
+        """Take in what was read of `slots`; returns the seconds since the last time."""
         for name in _COUNTERS:
             self._before[name][slots] = self._now[name][slots]
         for slot in slots.tolist():
-            sample = groups[slot].read()
+            sample = reading.samples.get(slot)
             for name, values in self._now.items():
                 value = -1 if sample is None else getattr(sample, name)
                 values[slot] = value if value >= 0 else np.nan
-        self._look_for_sleepers(slots, groups, now)
-        elapsed = now - self._read if np.isfinite(self._read) else 0.0
-        self._read = now
+        if reading.usage:
+            self._look_for_sleepers(reading)
+        elapsed = reading.time - self._read if np.isfinite(self._read) else 0.0
+        self._read = reading.time
         return max(elapsed, 0.0)
 
-    def _look_for_sleepers(self, slots: Indices, groups: Mapping[int, MemoryGroup], now: float) -> None:
-        window = now - self._checked
-        if window < self.idle_check:  # the first time it is NaN
-            return
-        self._checked = now
-        for slot in slots.tolist():
-            usage, before = groups[slot].cpu_usage(), self._usage[slot]
+    def _look_for_sleepers(self, reading: Reading) -> None:
+        window = reading.time - self._checked
+        self._checked = reading.time
+        for slot, usage in reading.usage.items():
+            quiet = 0 <= usage - self._usage[slot] < IDLE_CPU * window * 1e6
             self._usage[slot] = usage if usage >= 0 else np.nan
-            quiet = 0 <= usage - before < IDLE_CPU * window * 1e6
             self._quiet[slot] = self._quiet[slot] + window if quiet else 0.0
 
     def figures(self, slots: Indices, elapsed: float) -> Figures:
