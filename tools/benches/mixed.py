@@ -1,9 +1,9 @@
 """The mixed load of ``tools/bench loop``: who runs, what each wants, and what became of it.
 
 Three dialogue agents with reservations answer turns that arrive by themselves; batch hogs of two other tenants, one of
-which runs many, compute without end; two learners grow until, together with everybody else, they need more memory than there is. The programs
-(agent.c) report by themselves, and their CPU time is read from their processes, so nothing here depends on how a regime
-groups them.
+which runs many, compute without end; two learners grow until, together with everybody else, they need more memory than
+there is. The programs (agent.c) report by themselves, and their CPU time is read from their processes, so nothing here
+depends on how a regime groups them.
 """
 
 from __future__ import annotations
