@@ -7,7 +7,7 @@ from typing import Final
 
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Document, TenantSpec
-from agentos_native.spec.quantities import format_cpu, format_memory
+from agentos_native.spec.quantities import format_cpu, format_memory, format_rate
 from agentos_native.spec.tree import Node, Place, clip, fail
 
 MAX_PROGRAM: Final = 64 * 1024
@@ -20,6 +20,7 @@ def check_agent(spec: AgentSpec, fields: dict[str, Node], place: Place) -> Agent
     cpu, memory = (_at(fields, "resources", place, "requests", resource) for resource in ("cpu", "memory"))
     _within("cpu", request.cpu, limit.cpu, format_cpu(request.cpu), cpu)
     _within("memory", request.memory, limit.memory, format_memory(request.memory), memory)
+    _check_rates(spec, fields, place)
     longest = len(f"{spec.name}-{spec.replicas - 1}")
     if spec.replicas > 1 and longest > 63:
         what = f"name {clip(spec.name, 24)} is too long for {spec.replicas} replicas"
@@ -73,6 +74,31 @@ def check_distinct(documents: Iterable[tuple[Document, Place]]) -> None:
 def _at(fields: dict[str, Node], name: str, place: Place, *below: str) -> Place:
     """Where the field, or what is `below` it, is written, or would be."""
     return fields[name].at(*below) if name in fields else place.child(".".join((name, *below)))
+
+
+def _check_rates(spec: AgentSpec, fields: dict[str, Node], place: Place) -> None:
+    """What is reserved of the network is within the limits, and reserved for somebody who can use it."""
+    request, limit = spec.resources.requests.network, spec.resources.limits.network
+    if request is not None and spec.network != "egress":
+        raise fail(
+            "invalid-value",
+            f"a network request with network mode {spec.network}",
+            _at(fields, "resources", place, "requests", "network"),
+            "only agents with network: egress reach the uplink that is reserved",
+        )
+    if limit is not None and spec.network == "none":
+        where = _at(fields, "resources", place, "limits", "network")
+        raise fail("invalid-value", "a network limit without a network", where, "leave it out")
+    for direction in ("egress", "ingress") if request and limit else ():
+        asked, most = getattr(request, direction), getattr(limit, direction)
+        if asked is not None and most is not None and asked > most:
+            raise AgentosError(
+                "request-above-limit",
+                f"{direction} request {format_rate(asked)} is above its limit {format_rate(most)}",
+                str(_at(fields, "resources", place, "requests", "network", direction)),
+                "lower the request or raise the limit",
+                details={"resource": f"network.{direction}", "request": asked, "limit": most},
+            )
 
 
 def _within(resource: str, request: int, limit: int | None, shown: str, place: Place) -> None:

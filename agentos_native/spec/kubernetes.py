@@ -3,7 +3,8 @@
 A field that this product cannot honour is an error, never ignored: a manifest that is accepted means here what it means
 there. Namespaces become tenants, a Deployment's replicas become agents, a limit without a request is its request too
 (Kubernetes' rule). The agent's own words travel in annotations: ``agentos/type``, ``agentos/weight``,
-``agentos/priority``, ``agentos/network``.
+``agentos/priority``, ``agentos/network``. Limits of the network have the annotations that Kubernetes' bandwidth plugin
+reads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Final
 from agentos_native.spec.tree import Node, Place, clip, expect, fail, nearest, only
 
 _ANNOTATIONS: Final = ("agentos/type", "agentos/weight", "agentos/priority", "agentos/network")
+_BANDWIDTH: Final = {"kubernetes.io/egress-bandwidth": "egress", "kubernetes.io/ingress-bandwidth": "ingress"}
 _RESTART: Final = {"Always": "always", "OnFailure": "on-failure", "Never": "never"}
 _HOST_FLAGS: Final = ("hostNetwork", "hostPID", "hostIPC", "automountServiceAccountToken")
 _POD: Final = (
@@ -66,14 +68,14 @@ def deployment(node: Node) -> tuple[dict[str, Node], Node]:
         )
     if "replicas" in spec.entries:
         fields["replicas"] = spec.entries["replicas"]
-    return fields, spec
+    return _with_bandwidth(fields), spec
 
 
 def pod(node: Node) -> tuple[dict[str, Node], Node]:
     """The fields of an `AgentSpec` in a Pod, and the node of its spec."""
     _only(node, ("apiVersion", "kind", "metadata", "spec"))
     spec = _required(node, "spec")
-    return {**_metadata(_required(node, "metadata")), **_pod_fields(spec)}, spec
+    return _with_bandwidth({**_metadata(_required(node, "metadata")), **_pod_fields(spec)}), spec
 
 
 def _only(node: Node, known: tuple[str, ...]) -> None:
@@ -116,13 +118,27 @@ def _annotations(metadata: Node) -> dict[str, Node]:
     annotations = metadata.entries.get("annotations")
     if annotations is None:
         return {}
-    only(annotations, _ANNOTATIONS)
-    fields = {key.partition("/")[2]: expect(value, "str") for key, value in annotations.entries.items()}
+    only(annotations, (*_ANNOTATIONS, *_BANDWIDTH))
+    words = {key: expect(value, "str", "int") for key, value in annotations.entries.items()}
+    fields = {key.partition("/")[2]: expect(words[key], "str") for key in _ANNOTATIONS if key in words}
+    if rates := {_BANDWIDTH[key]: value for key, value in words.items() if key in _BANDWIDTH}:
+        fields["bandwidth"] = Node("map", annotations.place, entries=rates)
     weight = fields.get("weight")
     if weight is not None:  # annotations are strings in Kubernetes
         if not (weight.text.isascii() and weight.text.isdigit() and len(weight.text) < 10):
             raise fail("invalid-value", f"expected a whole number, got {weight.describe()}", weight.place)
         fields["weight"] = Node("int", weight.place, weight.text, int(weight.text))
+    return fields
+
+
+def _with_bandwidth(fields: dict[str, Node]) -> dict[str, Node]:
+    """The annotations' rates as limits beside those of the container."""
+    rates = fields.pop("bandwidth", None)
+    if rates is not None:
+        resources = fields.get("resources", Node("map", rates.place))
+        limits = resources.entries.get("limits", Node("map", rates.place))
+        limits = Node("map", limits.place, entries={**limits.entries, "network": rates})
+        fields["resources"] = Node("map", resources.place, entries={**resources.entries, "limits": limits})
     return fields
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from agentos_native.errors import AgentosError
 from agentos_native.spec import load
-from agentos_native.spec.model import AgentSpec, Volume
+from agentos_native.spec.model import AgentSpec, NetworkRates, Volume
 
 DEPLOYMENT = """\
 apiVersion: apps/v1
@@ -156,3 +156,25 @@ def test_a_selector_that_selects_nothing() -> None:
 def test_a_deployment_that_shall_not_restart() -> None:
     with pytest.raises(AgentosError, match="must be Always"):
         load(DEPLOYMENT.replace("      containers:", "      restartPolicy: Never\n      containers:"), "x.yaml")
+
+
+@pytest.mark.parametrize("text", ["10M", "10000000", '"10M"'])
+def test_bandwidth_annotations_are_limits(text: str) -> None:
+    annotations = f"  annotations: {{kubernetes.io/egress-bandwidth: {text}, kubernetes.io/ingress-bandwidth: 1G}}"
+    (spec,) = load(POD.replace('  annotations: {agentos/type: dialogue, agentos/weight: "300"}', annotations))
+    assert isinstance(spec, AgentSpec)
+    assert spec.resources.limits.network == NetworkRates(egress=10_000_000, ingress=1_000_000_000)
+    assert spec.resources.limits.cpu == 500
+    assert spec.resources.requests.network is None
+    template = DEPLOYMENT.replace("    metadata:\n", f"    metadata:\n    {annotations}\n", 1)
+    (spec,) = load(template)
+    assert isinstance(spec, AgentSpec)
+    assert spec.resources.limits.network == NetworkRates(egress=10_000_000, ingress=1_000_000_000)
+    assert spec.resources.limits.memory == 256 << 20
+
+
+def test_a_bandwidth_that_is_none_is_named() -> None:
+    bad = POD.replace("agentos/type: dialogue", "kubernetes.io/egress-bandwidth: fast")
+    with pytest.raises(AgentosError, match="kubernetes.io/egress-bandwidth") as caught:
+        load(bad)
+    assert "10M" in caught.value.hint

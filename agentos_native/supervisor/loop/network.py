@@ -26,7 +26,7 @@ from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import LARGE, Floats, Truths
 from agentos_native.errors import AgentosError
 from agentos_native.network import DIRECTIONS, Direction, Queue
-from agentos_native.spec.model import AgentSpec, NetworkRates, Resource, TenantSpec
+from agentos_native.spec.model import POLICIES, AgentSpec, NetworkRates, Policy, Resource, TenantSpec
 from agentos_native.supervisor.loop import rates
 from agentos_native.supervisor.loop.controllers import Member, Notify
 from agentos_native.supervisor.loop.slots import FIRST, Agent, Slots, Tenant
@@ -65,12 +65,13 @@ class Side:
 
     Args:
         capacity: of the uplink (None: nothing is divided).
+        policy: of the node, an index into `POLICIES`.
     """
 
-    def __init__(self, direction: Direction, capacity: float | None) -> None:
+    def __init__(self, direction: Direction, capacity: float | None, policy: int) -> None:
         self.direction = direction
         self.capacity = capacity
-        self.slots = Slots()
+        self.slots = Slots(policy)
         self.wire = np.zeros(FIRST, dtype=np.int64)
         self.bytes: Floats = np.zeros(FIRST)
         self.rate: Floats = np.zeros(FIRST)
@@ -300,16 +301,17 @@ class NetworkController:
         wires: the node's network.
         rate: bits per second of the uplink in each direction; None: limits only.
         notify: told ``foreign-change``.
+        policy: by which the node divides.
     """
 
     resource: Resource = "network"
     period = PERIOD
 
-    def __init__(self, wires: Wires, rate: int | None, notify: Notify) -> None:
+    def __init__(self, wires: Wires, rate: int | None, notify: Notify, policy: Policy = POLICIES[0]) -> None:
         self._wires = wires
         self._notify = notify
         capacity = None if rate is None else rate / MEGA
-        self._sides = {direction: Side(direction, capacity) for direction in DIRECTIONS}
+        self._sides = {direction: Side(direction, capacity, POLICIES.index(policy)) for direction in DIRECTIONS}
         self._members: dict[str, Member] = {}
         self._measured = self._refreshed = -math.inf
         self._lock = threading.Lock()
