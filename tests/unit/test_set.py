@@ -375,7 +375,12 @@ def test_a_rehearsal_of_apply_counts_new_and_removed(tmp_path: Path) -> None:
         await applier.apply([made(replicas=3)], dry_run=False)
         seen: list[Any] = []
         shares: Any = lifecycle.host.shares
-        shares.effects = lambda change: seen.append(change) or []
+
+        def note(change: Any) -> list[Any]:
+            seen.append(change)
+            return []
+
+        shares.effects = note
         response = await applier.rehearse([made(replicas=2), made("new", weight=7), TenantSpec(name="t")])
         assert {result.name: result.action for result in response.results} == {
             "t": "created", "a-0": "unchanged", "a-1": "unchanged", "new": "created", "a-2": "deleted",
@@ -406,7 +411,7 @@ def test_a_queued_agent_says_what_would_let_it_in(tmp_path: Path) -> None:
         assert said["queue"]["place"] == 1
         assert any("agentos-native set default/late --cpu-request 500m" in line for line in said["words"])
         await changer.change_agent(agent, {"resources": {"requests": {"cpu": "500m"}}}, dry_run=False)
-        while agent.record.state != "running":
+        while not agent.live:
             await asyncio.wait_for(agent.changed.wait(), 10)
 
     play(tmp_path, story)
