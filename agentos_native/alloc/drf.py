@@ -132,7 +132,9 @@ class _Members:
             surplus, right, left = self.surplus(level)
             candidate, resource = _candidate(level, surplus, right, left)
             if abs(candidate - level) <= EPSILON * level:
-                return candidate, resource
+                return max(candidate, low), resource
+            if candidate < np.inf and abs(surplus[resource]) <= EPSILON * self.budget[resource]:
+                return level, resource
             if np.any(surplus > 0):
                 high = level
             else:
@@ -155,10 +157,17 @@ class _Members:
         return left, stay
 
 
-def _fill_tier(members: _Members, guesses: Floats) -> tuple[Floats, Floats]:
-    """One tier: the scales, and the levels (m,). The budget includes the tier's own floors."""
-    scales, levels = members.ceilings.copy(), np.full(len(members.budget), np.inf)
+def _fill_tier(members: _Members, closed: Truths, guesses: Floats) -> tuple[Floats, Floats]:
+    """One tier: the scales, and the levels (m,).
+
+    The budget includes the tier's own floors; of resources that are `closed` nothing is left beyond them.
+    """
+    scales, levels = members.ceilings.copy(), np.where(closed, 0.0, np.inf)
     where, level = np.arange(len(scales)), 0.0
+    for shut in np.flatnonzero(closed):
+        at = members.floors
+        members, stay = members.without(int(shut), at)
+        scales[where[~stay]], where = at[~stay], where[stay]
     while len(where):
         later = guesses[(guesses > level) & np.isfinite(guesses)]
         level, resource = members.level(level, float(later.min()) if len(later) else 0.0)
@@ -167,8 +176,7 @@ def _fill_tier(members: _Members, guesses: Floats) -> tuple[Floats, Floats]:
         levels[resource] = level
         at = np.minimum(np.maximum(members.weights * level, members.floors), members.ceilings)
         members, stay = members.without(resource, at)
-        scales[where[~stay]] = at[~stay]
-        where = where[stay]
+        scales[where[~stay]], where = at[~stay], where[stay]
     return scales, levels
 
 
@@ -195,14 +203,18 @@ def fill(
     guesses = guesses if guesses is not None else np.zeros((tiers, resources))
     short = floors @ usage > capacity
     if short.any():
-        alike = np.where(floors > 0, floors, 1.0)
-        floors, _ = _fill_tier(_Members(alike, usage, np.zeros_like(floors), floors, capacity), np.zeros(resources))
-    left = np.maximum(capacity - floors @ usage, 0.0)
+        alike, nothing = np.where(floors > 0, floors, 1.0), np.zeros_like(floors)
+        everybody = _Members(alike, usage, nothing, floors, capacity)
+        floors, _ = _fill_tier(everybody, np.zeros(resources, dtype=bool), np.zeros(resources))
+    left = capacity - floors @ usage
+    closed = np.zeros(resources, dtype=bool)
     scales, levels = np.zeros(len(weights)), np.full((tiers, resources), np.inf)
     for tier in range(tiers):
         part = slice(starts[tier], starts[tier + 1])
         own = floors[part] @ usage[part]
-        members = _Members(weights[part], usage[part], floors[part], ceilings[part], left + own)
-        scales[part], levels[tier] = _fill_tier(members, guesses[tier])
-        left = np.maximum(left - (scales[part] @ usage[part] - own), 0.0)
+        closed |= left <= 0
+        members = _Members(weights[part], usage[part], floors[part], ceilings[part], np.maximum(left, 0.0) + own)
+        scales[part], levels[tier] = _fill_tier(members, closed, guesses[tier])
+        left -= scales[part] @ usage[part] - own
+        closed |= np.isfinite(levels[tier])
     return Filled(scales, levels, scales @ usage, short)
