@@ -16,8 +16,8 @@ from agentos_native.simulation.run import Machine, Moment, Simulation
 
 FEW: Final = 1000
 """Agents whose shares are kept tick by tick; of more, only their totals are."""
-SHORT: Final = 1e-6
-"""CPUs: a reservation that misses less is met."""
+SHORT: Final = 0.01
+"""Of a reservation: less than this is the rounding of weights, and no shortfall."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Tally:
             self._order = moment.order
             self._sums = np.zeros((5, len(moment.order)))
         short = np.minimum(moment.floor, moment.wanted) - moment.had
-        short[short <= SHORT] = 0.0
+        short[short <= SHORT * moment.floor] = 0.0
         for index, values in enumerate((moment.wanted, moment.entitled, moment.had, short)):
             self._sums[index] += values
         np.maximum(self._sums[4], short, out=self._sums[4])

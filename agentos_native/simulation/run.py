@@ -30,7 +30,7 @@ from agentos_native.simulation.trace import ARRIVE, LEAVE
 from agentos_native.spec.model import Policy
 
 SETTLE: Final = 10
-"""Ticks that are simulated after the last line of a trace that has no other end."""
+"""Ticks that are simulated after the last thing that happened."""
 LONGEST: Final = 1_000_000
 """Ticks of one simulation."""
 NEAR: Final = 1e-9
@@ -117,13 +117,14 @@ class Simulation:
         self._next = 0
         self._state = _State()
         self._starved = False
+        self._changed = crowd.steps[-1].time  # the last time that anything happened, or will by the trace
 
     def run(self) -> None:
         """From time 0 to the end."""
-        end = self._crowd.steps[-1].time + SETTLE * self._period if self._until is None else self._until
         self._turn(0.0)
         while self.ticks < LONGEST:
             now = (self.ticks + 1) * self._period
+            end = self._changed + SETTLE * self._period if self._until is None else self._until
             if now > end + 1e-9 and (self._until is not None or not self._going_on()):
                 return
             self.ticks += 1
@@ -207,6 +208,7 @@ class Simulation:
         if len(arrivals) or (changed and len(self._door)):
             changed |= self._door.come(arrivals, now)
         if changed:
+            self._changed = max(self._changed, now)
             crowd.sort()
             state.order, state.starts = crowd.order, crowd.starts
             cpu = crowd.resources["cpu"]
