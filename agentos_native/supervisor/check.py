@@ -28,6 +28,10 @@ GIVE_TO_V2: Final = (
     "systemd.unified_cgroup_hierarchy=1) to have all controllers on v2; until then --allow-unenforced {}\n"
     "runs agents without it."
 )
+RATES: Final = (
+    "modprobe sch_tbf (the kernel's CONFIG_NET_SCH_TBF): until then agents with limits.network cannot start,\n"
+    "and networkRate is not shared."
+)
 IO_WEIGHTS: Final = (
     "echo bfq >/sys/block/DISK/queue/scheduler, or echo 'MAJOR:MINOR enable=1' >/sys/fs/cgroup/io.cost.qos:\n"
     "then the disk is shared by ioWeight; without either only limits are kept."
@@ -139,7 +143,10 @@ def _cgroup(mount: CgroupMount | AgentosError, state: str) -> list[Probe]:
 
 
 def _network() -> list[Probe]:
-    rows = [Probe("network", "node-network", probes.node_network, True)]
+    rows = [
+        Probe("network", "node-network", probes.node_network, True),
+        Probe("network", "network-rates", probes.network_rates, hint=RATES),
+    ]
     rows += [
         Probe("network", f"link-{kind}", partial(probes.link_kind, kind))
         for kind in ("veth", "bridge", "dummy", "ipvlan", "wireguard")

@@ -21,7 +21,7 @@ from typing import Final
 
 from agentos_native.cgroup import io_files
 from agentos_native.kernel import libc, mount, ns, process
-from agentos_native.network import NodeNetwork
+from agentos_native.network import DIRECTIONS, NodeNetwork, Rates
 
 _MACHINE: Final = os.uname().machine
 _CLONE3, _LANDLOCK, _LSM_LIST = 435, 444, 461
@@ -315,6 +315,23 @@ def node_network() -> str:
         os.close(network.create(0, "0" * 12, "isolated").netns_fd)
         network.teardown()
         return "veth, addresses, routes, nftables sets and rules"
+
+    return in_child(work)
+
+
+def network_rates() -> str:
+    """A wire's rates, set in both directions and read back."""
+
+    def work() -> str:
+        ns.unshare(ns.CLONE_NEWNET)
+        network = NodeNetwork("check", 0)
+        network.open()
+        os.close(network.create(0, "0" * 12, "isolated", Rates(8_000_000, 8_000_000)).netns_fd)
+        kept = [network.queues(direction, [0])[0].rate for direction in DIRECTIONS]
+        network.teardown()
+        if kept != [8_000_000, 8_000_000]:
+            raise Missing(f"8000000 bit/s were set, the kernel has {kept}")
+        return "limits.network and shares of networkRate"
 
     return in_child(work)
 
