@@ -23,11 +23,16 @@ def rate(value: float | None) -> str:
     return f"{value:.0f}"
 
 
-AMOUNTS: Final[Mapping[str, Callable[[float | None], str]]] = {"cpu": cpus, "memory": size, "io": size, "network": rate}
+def part(value: float | None) -> str:
+    """Of the disk's time."""
+    return "-" if value is None else f"{100 * value:.1f}%"
+
+
+AMOUNTS: Final[Mapping[str, Callable[[float | None], str]]] = {"cpu": cpus, "memory": size, "io": part, "network": rate}
 
 
 def amount(resource: str, value: float | None) -> str:
-    """An amount of a resource: CPUs, bytes, bits per second."""
+    """An amount of a resource: CPUs, bytes, part of the disk's time, bits per second."""
     return AMOUNTS.get(resource, cpus)(value)
 
 

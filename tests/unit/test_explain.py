@@ -216,7 +216,7 @@ def test_every_figure_follows_from_the_others(rows: Any, tenants: list[Tenant], 
 def test_other_policies_explain_themselves_too(rows: Any, policy: int, capacity: float, data: st.DataObject) -> None:
     solved = present(rows, capacity=capacity).solved()
     profile = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.2, 1.0]), min_size=len(rows), max_size=len(rows))))
-    problem = replace(solved.problem, policy=policy, profile=profile[:, None])
+    problem = replace(solved.problem, policy=policy, tenant_policy=None, profile=profile[:, None])
     solved = replace(solved, problem=problem, solution=alloc.solve(problem))
     for index, agent in enumerate(solved.agents):
         figures = derive(solved, index)

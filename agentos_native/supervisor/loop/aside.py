@@ -13,7 +13,8 @@ from typing import Any
 
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Resource, TenantSpec
-from agentos_native.supervisor.loop.controllers import Controller, Member
+from agentos_native.supervisor.loop.controllers import Controller, Member, Solvable
+from agentos_native.supervisor.loop.whatif import Solved
 
 _log = logging.getLogger("agentos_native.supervisor")
 
@@ -60,6 +61,10 @@ class Aside:
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
         return self._controller.entitled(specs, tenants)
+
+    def solved(self) -> Mapping[str, tuple[Solved, str]]:
+        """See `others.Solvable`."""
+        return self._controller.solved() if isinstance(self._controller, Solvable) else {}
 
     def turn(self, now: float) -> None:
         """Have a turn done soon, unless one is still being done."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from agentos_native.cgroup import GroupRef
 from agentos_native.spec.model import AgentSpec, Resource, TenantSpec
+from agentos_native.supervisor.loop.whatif import Solved
 
 Notify = Callable[..., None]
 """``notify(kind, agent_id, **detail)``: an event for whoever follows them; may be called from any thread."""
@@ -71,3 +72,11 @@ class Controller(Protocol):
 
     def close(self) -> None:
         """Let go of files; what is written stays."""
+
+
+@runtime_checkable
+class Solvable(Protocol):
+    """A controller that divides by the same tree as CPU, whose problems can be looked into."""
+
+    def solved(self) -> Mapping[str, tuple[Solved, str]]:
+        """Each problem with its solution, by what it is about, and the unit of its amounts (``MiB``, ``Mbit/s``)."""

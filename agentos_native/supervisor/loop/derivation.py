@@ -45,14 +45,22 @@ def derive(solved: Solved, index: int, trims: Trims | None = None) -> Figures:
     Args:
         trims: the corrections by which the kernel's weights are computed; None: there are none.
     """
-    group = int(np.searchsorted(solved.problem.starts, index, side="right")) - 1
+    return {**levels(solved, index), "kernel": _kernel(solved, _group(solved, index), index, trims)}
+
+
+def _group(solved: Solved, index: int) -> int:
+    return int(np.searchsorted(solved.problem.starts, index, side="right")) - 1
+
+
+def levels(solved: Solved, index: int) -> Figures:
+    """The levels from the machine down to the agent at `index`, of any resource."""
+    group = _group(solved, index)
     tenant, tier = divmod(group, TIERS)
     return {
         "machine": _machine(solved),
         "tenants": _tenants(solved, int(solved.problem.tenant_tier[tenant])),
         "priorities": _priorities(solved, tenant),
         "agents": _agents(solved, group),
-        "kernel": _kernel(solved, group, index, trims),
         "tenant": solved.tenants[tenant].name,
         "tier": PRIORITIES[tier],
     }

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from agentos_native.supervisor.loop.derivation import Figures
-
-Namer = Callable[[str], str]
+from agentos_native.supervisor.loop.names import Namer
 
 
 def _n(value: float | None) -> str:
@@ -16,18 +15,23 @@ def _n(value: float | None) -> str:
 
 def equations(figures: Figures, agent_id: str, written: int | None, name: Namer) -> list[str]:
     """The levels from the machine down to the agent, then its weight; `written` is what the kernel's file holds."""
+    return [*level_equations(figures, name, "CPUs"), *_kernel(figures["kernel"], agent_id, written)]
+
+
+def level_equations(figures: Figures, name: Namer, unit: str = "") -> list[str]:
+    """The levels from the machine down to the agent."""
     machine, tenants = figures["machine"], figures["tenants"]
-    lines = [f"machine: {_n(machine['capacity'])} CPUs, of which nobody wants {_n(machine['slack'])}"]
+    lines = [f"machine: {_n(machine['capacity'])} {unit}".rstrip() + f", of which nobody wants {_n(machine['slack'])}"]
     lines += _priorities(machine["capacity"], machine["priorities"])
     lines.append(f"tenants of priority {tenants['tier']}: {_head(tenants)}")
     lines += _members(tenants, lambda member: str(member["tenant"]))
     own = figures["priorities"]
-    lines.append(f"priorities within {figures['tenant']}: {_n(own['capacity'])} CPUs")
+    lines.append(f"priorities within {figures['tenant']}: {_n(own['capacity'])}")
     lines += _priorities(own["capacity"], own["priorities"])
     agents = figures["agents"]
     lines.append(f"agents of {figures['tenant']} with priority {figures['tier']}: {_head(agents)}")
     lines += _members(agents, lambda member: name(member["agent_id"]), agents["policy"] == "drf")
-    return [*lines, *_kernel(figures["kernel"], agent_id, written)]
+    return lines
 
 
 def _priorities(capacity: float, rows: list[Figures]) -> Iterable[str]:
@@ -44,7 +48,7 @@ def _priorities(capacity: float, rows: list[Figures]) -> Iterable[str]:
 
 
 def _head(level: Figures) -> str:
-    budget = f"{_n(level['budget'])} CPUs"
+    budget = _n(level["budget"])
     if level["state"] == "satisfied":
         return f"{budget}, everybody has its ceiling"
     if level["state"] == "short":
@@ -52,7 +56,7 @@ def _head(level: Figures) -> str:
     if level["state"] == "margin":
         margin, rate = _n(level["margin"]), _n(level["level"])
         return f"{budget}, the heaviest first; those of weight {margin} share what is left, λ = {rate}"
-    return f"{budget}, level λ = {_n(level['level'])} CPUs for each 1 of weight"
+    return f"{budget}, level λ = {_n(level['level'])} for each 1 of weight"
 
 
 def _members(level: Figures, name: Callable[[Figures], str], promised: bool = False) -> Iterable[str]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from agentos_native.alloc import Trims
 from agentos_native.spec.model import PRIORITIES
 from agentos_native.supervisor.loop.derivation import Figures, derive
 from agentos_native.supervisor.loop.equations import equations
+from agentos_native.supervisor.loop.names import Namer, names_of
 from agentos_native.supervisor.loop.remedies import Remedy, remedies
 from agentos_native.supervisor.loop.rows import AllocationRow, Bound
 from agentos_native.supervisor.loop.whatif import Present
-
-Namer = Callable[[str], str]
-"""From an agent's id to the name that people know it by."""
-NAMED: Final = 4
-"""Names in one line of words; of more, the number is told."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +71,6 @@ def explain(agent_id: str, view: View, name: Namer = str) -> Figures:
         "derivation": figures,
         "equations": equations(figures, agent_id, row.kernel_weight, name),
     }
-
-
-def names_of(ids: Sequence[str], name: Namer) -> str:
-    """Some names, and how many more."""
-    shown = ", ".join(name(agent_id) for agent_id in ids[:NAMED])
-    return shown if len(ids) <= NAMED else f"{shown} and {len(ids) - NAMED} more"
 
 
 def _words(row: AllocationRow, figures: Figures, who: dict[str, list[str]], name: Namer) -> list[str]:

@@ -20,13 +20,13 @@ import numpy as np
 
 from agentos_native.alloc import TIERS, demand, kernel_weights, solve
 from agentos_native.alloc.hierarchy import HUNGRY, Solution
-from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, io_files
 from agentos_native.cgroup.io_files import IoSample, IoWeights
 from agentos_native.spec.model import PRIORITIES, AgentSpec, IoLimits, Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Member, Notify
 from agentos_native.supervisor.loop.groups import FALL, RISE
 from agentos_native.supervisor.loop.slots import Agent, Plan, Slots, Tenant
+from agentos_native.supervisor.loop.whatif import Solved, solved_of
 
 PERIOD: Final = 5.0
 """Seconds between two turns."""
@@ -134,8 +134,8 @@ class IoController:
         disk = io_files.busy_time(self._disk) if self._disk is not None else None
         with self._lock:
             self._weights = self._given or io_files.find_weights(self._tree.mount.mount_point, self._disk)
-            window = now - self._before[0]
-            seen = self._measure(samples, disk, window) if window > 0 else {}
+            window = max(now - self._before[0], 1e-3) if np.isfinite(self._before[0]) else 1.0
+            seen = self._measure(samples, disk, window)
             self._before = (now, disk)
             plan = self._slots.plan()
             solution = self._divide(plan, seen, window)
@@ -287,17 +287,25 @@ class IoController:
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
         with self._lock:
-            if not self._rows or self._disk is None:
-                return {}
-            other, wants = Slots(), {}
-            for tenant in (*self._slots.tenants.values(), *(_tenant(spec) for spec in tenants.values())):
-                other.set_tenant(tenant)
-            for agent_id, agent in self._slots.agents.items():
-                taken = other.add(_agent(agent, specs.get(agent_id, self._specs[agent_id])))
-                wants[taken.slot] = self._demand[agent_id]
-            plan = other.plan()
-            share: Floats = solve(other.problem(1.0, np.array([wants[slot] for slot in plan.slots.tolist()]))).share
-            return {other.at(slot).agent_id: float(share[i]) for i, slot in enumerate(plan.slots.tolist())}
+            solved = self._solved(specs, tenants)
+            return solved.entitled() if solved else {}
+
+    def solved(self) -> Mapping[str, tuple[Solved, str]]:
+        """See `others.Solvable`."""
+        with self._lock:
+            solved = self._solved({}, {})
+            return {"io": (solved, "parts of the disk's time")} if solved else {}
+
+    def _solved(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> Solved | None:
+        if not self._rows or self._disk is None:
+            return None
+        other, wants = Slots(), {}
+        for tenant in (*self._slots.tenants.values(), *(_tenant(spec) for spec in tenants.values())):
+            other.set_tenant(tenant)
+        for agent_id, agent in self._slots.agents.items():
+            taken = other.add(_agent(agent, specs.get(agent_id, self._specs[agent_id])))
+            wants[taken.slot] = self._demand[agent_id]
+        return solved_of(other, 1.0, wants)
 
 
 def _agent(agent: Agent, spec: AgentSpec) -> Agent:

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from agentos_native.alloc import memory, solve
+from agentos_native.alloc import memory
 from agentos_native.alloc.memory import UNIT, Figures, Machine, Outcome, Reclaim, State
 from agentos_native.alloc.waterfill import Floats, Indices, Truths
 from agentos_native.cgroup import Tree
@@ -51,6 +51,7 @@ from agentos_native.supervisor.loop.memory_rows import (
 )
 from agentos_native.supervisor.loop.oom import OomWatch
 from agentos_native.supervisor.loop.slots import Slots
+from agentos_native.supervisor.loop.whatif import Solved, solved_of
 
 PERIOD: Final = 2.0
 """Seconds between two turns."""
@@ -343,19 +344,26 @@ class MemoryController:
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
         with self._lock:
-            if self._outcome is None:
-                return {}
-            other, wants = Slots(), {}
-            for tenant in self._slots.tenants.values():
-                other.set_tenant(tenant)
-            for spec in tenants.values():
-                other.set_tenant(tenant_of(spec))
-            for agent_id, agent in self._slots.agents.items():
-                used = float(np.nan_to_num(self._state.demand[agent.slot]))
-                changed = changed_agent(agent, specs.get(agent_id))
-                taken = other.add(changed)
-                wants[taken.slot] = max(min(used, changed.limit * UNIT), changed.request * UNIT)
-            plan = other.plan()
-            wanted = np.array([wants[slot] for slot in plan.slots.tolist()])
-            share = solve(other.problem(self._outcome.capacity / UNIT, wanted / UNIT)).share * UNIT
-            return {other.at(slot).agent_id: float(share[i]) for i, slot in enumerate(plan.slots.tolist())}
+            solved = self._solved(specs, tenants)
+            return {agent_id: share * UNIT for agent_id, share in solved.entitled().items()} if solved else {}
+
+    def solved(self) -> Mapping[str, tuple[Solved, str]]:
+        """See `others.Solvable`."""
+        with self._lock:
+            solved = self._solved({}, {})
+            return {"memory": (solved, "MiB")} if solved else {}
+
+    def _solved(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> Solved | None:
+        if self._outcome is None:
+            return None
+        other, wants = Slots(), {}
+        for tenant in self._slots.tenants.values():
+            other.set_tenant(tenant)
+        for spec in tenants.values():
+            other.set_tenant(tenant_of(spec))
+        for agent_id, agent in self._slots.agents.items():
+            used = float(np.nan_to_num(self._state.demand[agent.slot]))
+            changed = changed_agent(agent, specs.get(agent_id))
+            taken = other.add(changed)
+            wants[taken.slot] = max(min(used, changed.limit * UNIT), changed.request * UNIT)
+        return solved_of(other, self._outcome.capacity / UNIT, {slot: used / UNIT for slot, used in wants.items()})

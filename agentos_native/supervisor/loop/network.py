@@ -30,7 +30,7 @@ from agentos_native.spec.model import POLICIES, AgentSpec, NetworkRates, Policy,
 from agentos_native.supervisor.loop import rates
 from agentos_native.supervisor.loop.controllers import Member, Notify
 from agentos_native.supervisor.loop.slots import FIRST, Agent, Slots, Tenant
-from agentos_native.supervisor.loop.whatif import agent_of, copied, tenant_of
+from agentos_native.supervisor.loop.whatif import Solved, agent_of, copied, solved_of, tenant_of
 
 PERIOD: Final = 2.0
 """Seconds: TCP needs some round trips to follow a change of its rate before it is measured again."""
@@ -276,11 +276,11 @@ class Side:
         for agent_id, spec in specs.items():
             if (old := slots.agents.get(agent_id)) is not None:
                 slots.change(self.agent(agent_id, spec, old.slot))
-        shares = alloc.solve(slots.problem(self._divided, self.demand[slots.plan().slots])).share * MEGA
-        return {
-            slots.at(slot).agent_id: share
-            for slot, share in zip(slots.plan().slots.tolist(), shares.tolist(), strict=True)
-        }
+        return {agent_id: share * MEGA for agent_id, share in self.solved(slots).entitled().items()}
+
+    def solved(self, slots: Slots) -> Solved:
+        """The problem of these slots and its solution."""
+        return solved_of(slots, self._divided, dict(enumerate(self.demand.tolist())))
 
 
 def _same(found: float, held: float) -> bool:
@@ -421,6 +421,12 @@ class NetworkController:
         with self._lock:
             egress, ingress = (side.entitled(specs, tenants) for side in self._sides.values())
         return {agent_id: share + ingress[agent_id] for agent_id, share in egress.items()}
+
+    def solved(self) -> Mapping[str, tuple[Solved, str]]:
+        """See `others.Solvable`."""
+        with self._lock:
+            divided = {name: side for name, side in self._sides.items() if side.capacity is not None}
+            return {name: (side.solved(copied(side.slots)), "Mbit/s") for name, side in divided.items()}
 
     def close(self) -> None:
         """See `Controller`; the network package owns the sockets."""

@@ -10,13 +10,14 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Controller, Member
-from agentos_native.supervisor.loop.explain import Namer
+from agentos_native.supervisor.loop.names import Namer
+from agentos_native.supervisor.loop.others import explain as others_of
 from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.loop.whatif import Change, Moved, moved
 
@@ -189,10 +190,15 @@ class Shares:
         return found
 
     def explain(self, agent_id: str, name: Namer = str) -> dict[str, Any]:
-        """Why one agent has what it has: of CPU everything, of the other resources their controllers' row."""
-        others: Mapping[str, Any] = {
-            controller.resource: row
+        """Why one agent has what it has: CPU on top, the other resources under ``others``."""
+        found = self._ticker.explain(agent_id, name)
+        member = self._members.get(agent_id)
+        others = {
+            controller.resource: others_of(controller, member, row, name)
             for controller in self._controllers
-            if (row := controller.rows().get(agent_id)) is not None
+            if member is not None and (row := controller.rows().get(agent_id)) is not None
         }
-        return {**self._ticker.explain(agent_id, name), "others": others}
+        for other in others.values():
+            found["words"] += other["words"]
+            found["equations"] += other["equations"]
+        return {**found, "others": others}

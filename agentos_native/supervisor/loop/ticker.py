@@ -26,9 +26,11 @@ from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import POLICIES, PRIORITIES, Policy, Priority, Resource
-from agentos_native.supervisor.loop.explain import Namer, View, explain
+from agentos_native.supervisor.loop.engine import load as load_compiled
+from agentos_native.supervisor.loop.explain import View, explain
 from agentos_native.supervisor.loop.groups import GroupFiles, differs
 from agentos_native.supervisor.loop.meter import Measured, Meter, Sample
+from agentos_native.supervisor.loop.names import Namer
 from agentos_native.supervisor.loop.rows import AllocationRow, build
 from agentos_native.supervisor.loop.slots import Agent, Plan, Slots, Tenant
 from agentos_native.supervisor.loop.trims import TrimState
@@ -377,11 +379,7 @@ class Ticker:
         if self._loader is not None or not self._compile_from or agents < self._compile_from:
             return
 
-        def load() -> None:
-            if alloc.load_compiled():
-                sensors.use_compiled()
-
-        self._loader = threading.Thread(target=load, name="compile", daemon=True)
+        self._loader = threading.Thread(target=load_compiled, name="compile", daemon=True)
         self._loader.start()
 
     # -- telling ------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from agentos_native.cgroup import GroupRef
 from agentos_native.spec.model import POLICIES, PRIORITIES, AgentSpec, Resource, TenantSpec
 from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
 
-NOISE: Final[Mapping[Resource, float]] = {"cpu": 5e-4, "memory": 65536.0, "io": 1024.0, "network": 1000.0}
+NOISE: Final[Mapping[Resource, float]] = {"cpu": 5e-4, "memory": 65536.0, "io": 5e-4, "network": 1000.0}
 """In the resource's unit: smaller differences are not told."""
 RELATIVE_NOISE: Final = 1e-3
 
@@ -42,7 +42,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Moved:
-    """One agent's entitlement of one resource, in its unit (CPUs, bytes, bits per second)."""
+    """One agent's entitlement of one resource, in its unit (CPUs, bytes, the disk's time, bits per second)."""
 
     agent_id: str
     resource: Resource
@@ -125,6 +125,14 @@ class Present:
     def entitled(self, change: Change | None = None) -> dict[str, float]:
         """By agent id, in CPUs."""
         return self.solved(change).entitled()
+
+
+def solved_of(slots: Slots, capacity: float, demand: Mapping[int, float]) -> Solved:
+    """Divide among the agents of `slots`; `demand` by slot."""
+    plan = slots.plan()
+    order = plan.slots.tolist()
+    problem = slots.problem(capacity, np.array([demand[slot] for slot in order], dtype=np.float64))
+    return Solved(tuple(slots.at(slot) for slot in order), tuple(plan.tenants), problem, alloc.solve(problem))
 
 
 def agent_of(agent_id: str, spec: AgentSpec, slot: int = -1) -> Agent:
