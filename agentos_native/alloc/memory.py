@@ -47,6 +47,8 @@ MISSING: Final = 0.25
 """Of its memory: how much more an agent is taken to want that lacks some."""
 NEAR: Final = 0.97
 """Of its limit: from here on an agent is held by it."""
+CLOSE: Final = 0.8
+"""Of its share: until it has come that near to it, nothing holds an agent, whatever it may want."""
 FALL_TIME: Final = 20.0
 """Seconds in which a demand that is gone is forgotten (to 1/e)."""
 CALM: Final = 10
@@ -173,7 +175,7 @@ def demand(figures: Figures, state: State, elapsed: float) -> Floats:
     """
     used = working_set(figures)
     growth = np.maximum(np.nan_to_num(used - state.used), 0.0)
-    wanted = used * (1.0 + HEADROOM) + 2.0 * np.minimum(growth, used)
+    wanted = used * (1.0 + HEADROOM) + np.minimum(growth, used)
     held = figures.current >= NEAR * state.high
     lacking = (figures.stalled > STALLED) | (figures.refaults > REFAULTING * used)
     wanted = np.where(held & lacking, np.maximum(wanted, figures.current * (1.0 + MISSING)), wanted)
@@ -222,6 +224,7 @@ def turn(problem: Problem, figures: Figures, state: State, machine: Machine, ela
     fair = np.maximum(share, problem.weight * solution.group_level[group] * UNIT)
     limited = np.isfinite(state.high)  # who is so stays so until there is clearly enough
     squeezed = share < wanted * (1.0 - np.where(limited, 0.25, 1.0) * TOLERANCE)
+    squeezed &= limited | (figures.current > CLOSE * share)
     trimmed = ~squeezed & (figures.current > np.maximum(fair, wanted) * np.where(limited, NEAR, 1.0 + TOLERANCE))
     bound = squeezed | trimmed
     target = np.where(squeezed, share, np.maximum(fair, wanted))

@@ -39,7 +39,7 @@ class OomWatch:
     def watch(self, agent_id: str, path: str) -> None:
         """Report kills in the group at `path` from now on; nothing happens where it has no ``memory.events``."""
         figures = oom_figures(path)
-        if figures is None:
+        if figures is None or self._stop.is_set():
             return
         with self._lock:
             self._drop(agent_id)
@@ -96,7 +96,9 @@ class OomWatch:
             self._stop.wait(REST)
 
     def close(self) -> None:
-        """End the thread and let go of every group."""
+        """End the thread and let go of every group; again, it does nothing."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         os.eventfd_write(self._wake, 1)
         if self._thread is not None:

@@ -1,0 +1,76 @@
+"""Memory on a real kernel: who grows beyond its share is held, who sleeps gives back, who is killed is told of."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.vm.memory_loads import GROW, HOLD, MIB, READ, Memory, make_file, value
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def test_a_hog_is_held_and_its_reserved_neighbour_keeps_its_memory() -> None:
+    with Memory("hog", size=130) as load:
+        reserved = load.agent("reserved", HOLD.format(size=40), request=50)
+        hog = load.agent("hog", GROW.format(step=2, rest=0.05))
+        load.turns(20)
+        rows = load.rows()
+        first = value(hog, "memory.current")
+        load.turns(6)
+        assert rows["hog"]["squeezed"]
+        assert rows["hog"]["entitled"] == pytest.approx(80 * MIB, rel=0.15)  # what is left beside the reservation
+        assert value(hog, "memory.high") <= 90 * MIB
+        assert value(hog, "memory.current") <= 1.15 * value(hog, "memory.high")
+        assert value(hog, "memory.current") - first <= 8 * MIB  # it would have taken 100 more
+        assert rows["hog"]["stalled"] > 0.3
+        assert value(reserved, "memory.current") >= 40 * MIB
+        assert not rows["reserved"]["squeezed"]
+        assert Path(reserved, "memory.high").read_text().strip() == "max"
+        assert [(kind, name) for kind, name, _ in load.events][:1] == [("memory-squeezed", "hog")]
+        load.loop.close()
+        assert Path(hog, "memory.high").read_text().strip() == "max"
+
+
+def test_a_sleepers_cache_is_taken_back(tmp_path: Path) -> None:
+    disk = Path("/var/tmp/agentos-sleeper")
+    make_file(disk, 64)
+    try:
+        with Memory("sleeper", size=1000) as load:
+            load.loop._meter.idle_after, load.loop._meter.idle_check = 2.0, 0.5
+            path = load.agent("sleeper", READ.format(path=str(disk)))
+            deadline = time.monotonic() + 60
+            while value(path, "memory.current") < 60 * MIB:
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            load.turns(20)
+            row = load.rows()["sleeper"]
+            assert row["idle"]
+            assert row["reclaimed"] >= 8 * MIB
+            assert value(path, "memory.current") <= 56 * MIB
+            assert Path(path, "memory.high").read_text().strip() == "max"
+    finally:
+        disk.unlink()
+
+
+def test_an_oom_kill_is_told_with_figures_at_once() -> None:
+    """Also when it hit a child only, and the agent lives on."""
+    with Memory("oom", size=1000) as load:
+        path = load.agent("parent", HOLD.format(size=4), limit=32)
+        child = load.run("parent", GROW.format(step=1, rest=0), leaf="exec-1")
+        assert child.wait(60) == -9
+        deadline = time.monotonic() + 5
+        while not load.events:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        ((kind, name, detail),) = load.events
+        assert (kind, name) == ("oom-killed", "parent")
+        assert detail["oom_kills"] == detail["processes"] == 1
+        assert detail["limit"] == 32 * MIB
+        assert 31 * MIB <= detail["peak"] <= 32 * MIB
+        assert detail["anon"] is not None
+        assert value(path, "pids.current") == 1
+        load.turns(1)
+        assert load.rows()["parent"]["oom_kills"] == 1
