@@ -262,7 +262,7 @@ class History:
         self._totals[5, rows] = np.maximum(self._totals[5, rows], missing)
 
     def _resource(self, entry: Rows) -> None:
-        table = self.resources.setdefault(entry.resource, Table("count", "entitled", "measured"))
+        table = self.resources.setdefault(entry.resource, Table("count", "measured", "known", "entitled"))
         table.grow(len(self.by_agent.sums["count"]))
         seconds = min(self.axis.of_wall(entry.wall), max(self._before, 0.0))
         part = self._part(seconds)
@@ -271,7 +271,9 @@ class History:
             if agent is not None and "measured" in row:
                 table.add("count", agent.row, part, 1.0)
                 table.add("measured", agent.row, part, row["measured"])
-                table.add("entitled", agent.row, part, row.get("entitled", 0.0))
+                if "entitled" in row:
+                    table.add("known", agent.row, part, 1.0)
+                    table.add("entitled", agent.row, part, row["entitled"])
 
     def _finish(self) -> None:
         for agent in self.agents.values():

@@ -27,11 +27,11 @@ TENANTS: Final = 24
 LISTED: Final = 2000
 """Rows of the table."""
 EVENTS: Final = 200
-BAD: Final = frozenset(("refused", "oom", "oom-killed", "memory-squeezed", "memory-short", "failed", "foreign-change"))
+BAD: Final = frozenset(("refused", "oom-killed", "memory-squeezed", "failed", "timed-out", "foreign-change", "cgroup-gone"))
 UNITS: Final = {
     "memory": ("MiB", 2.0**20),
     "network": ("Mbit/s", 1e6),
-    "io": ("MB/s", 1e6),
+    "io": ("% of the disk", 0.01),
 }
 
 
@@ -213,7 +213,8 @@ def _resource(history: History, name: str, agents: Sequence[Agent], span: Span) 
     most = sorted(agents, key=lambda agent: -float(totals[agent.row]))[: DRAWN // 2]
     drawn = []
     for agent in most:
-        used, entitled = (table.mean(word, agent.row) / factor for word in ("measured", "entitled"))
+        used = table.mean("measured", agent.row) / factor
+        entitled = table.mean("entitled", agent.row, "known") / factor
         if not np.isfinite(used).any():
             continue
         words = f"had {_mean(used)} {unit}, entitled to {_mean(entitled)}"

@@ -59,11 +59,11 @@ def number(value: float) -> str:
 
 
 def _nice(value: float) -> float:
-    """A round number that is not below `value`."""
+    """A round number a little above `value`, so that a line at the value is seen."""
     if not value > 0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))
-    return float(next(step * power for step in (1, 1.5, 2, 3, 4, 5, 7.5, 10) if step * power >= value * 0.999))
+    return float(next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10, 20) if step * power >= value * 1.03))
 
 
 def _runs(values: Floats) -> list[tuple[int, int]]:

@@ -70,7 +70,7 @@ class Recorder:
 
     def event(self, event: Event) -> None:
         """For `Events.on_event`."""
-        if event.agent_id and event.type not in QUIET:
+        if event.name and event.type not in QUIET:  # a refused start has a name and no id
             self.writer.put(partial(_happening, event))
 
     # -- in the recording's thread ------------------------------------------------------------------------------
