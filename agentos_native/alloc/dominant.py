@@ -71,20 +71,21 @@ def _promises(members: Members) -> Floats:
 
 
 def levels(members: Members, share: Floats, level: Floats) -> Floats:
-    """The groups' levels: where somebody wants more, the largest share per unit weight of those that do.
+    """The groups' levels: where somebody wants more, the share per unit weight of most of those that do.
 
-    Whose dominant resource is the CPU stands at it, others below. Members that are lifted by their floors do not
-    count, unless there are no others. Shape (P · TIERS,).
+    Where dominant fairness uses all the CPU up, that is the highest: those whose dominant resource is the CPU stand at
+    it, others below. Where CPU is left and filled by weight, it is the lowest, `level`. Whoever is lifted by its floor
+    does not count, unless there are no others. Shape (P · TIERS,).
     """
     hungry = share < members.wanted - HUNGRY
-    lifted = share <= members.floor * (1.0 + 1e-9)
-    result = np.where(np.isinf(level), level, 0.0)
-    group = members.group
-    for some in (hungry & ~lifted, hungry):
-        highest = np.zeros(len(level))
-        np.maximum.at(highest, group[some], share[some] / members.weight[some])
-        result = np.where(result > 0, result, highest)
-    return np.where(result > 0, result, level)
+    free = hungry & (share > members.floor * (1.0 + 1e-9))
+    group, count = members.group, len(level)
+    each = share / members.weight
+    highest = np.zeros(count)
+    np.maximum.at(highest, group[free], each[free])
+    at_highest = segment_sum(np.where(free & (each > 0.999 * highest[group]), 1.0, 0.0), group, count)
+    at_level = segment_sum(np.where(free & (each < 1.001 * level[group]), 1.0, 0.0), group, count)
+    return np.where(np.isfinite(level) & (highest > 0) & (at_highest > at_level), highest, level)
 
 
 def _round(weight: Floats, usage: Floats, floor: Floats, ceiling: Floats, of: Indices, budget: Floats) -> Floats:

@@ -178,8 +178,9 @@ def _rates(group: Siblings, margin: _Margin) -> _Rates:
     rate = np.maximum(plain, floor)
     rate = np.where(hungry, group.share, rate) * group.trim
     exact, less = np.abs(rate - plain) > plain * 1e-9, rate < plain * (1 - 1e-9)
-    steep = group.steep[parent]
-    claim = np.where(steep, np.maximum(group.share, reserved), _claims(group))
+    claim = np.maximum(group.share, reserved)
+    if not group.steep.all():
+        claim = np.where(group.steep[parent], claim, _claims(group))
     rate = np.where(above, claim * group.trim, rate)
 
     # without floors below it, the margin need not be in proportion to anything: let it sink, so that bursts above win
@@ -209,7 +210,11 @@ def sibling_weights(group: Siblings) -> Indices:
     unit = fitting(rates.unit, rates.highest)
     lowest = segment_max(group.rank.astype(np.float64), group.parent, group.parents)
     coarse = rates.less & (rates.rate < COARSE * unit[group.parent])
-    scaled = (lowest > margin.rank) | group.steep | (group.over(coarse.astype(np.float64)) > 0)
+    scaled = (lowest > margin.rank) | group.steep | (group.over(np.where(coarse, 1.0, 0.0)) > 0)
     unit = np.where(scaled, spread(unit, rates.highest), unit)
+    # the marginal level of a few wanders with every demand above it: where more are told in CPUs, the unit stands still
+    told = group.over(np.where(rates.exact & ~margin.above & (rates.rate > 0), 1.0, 0.0))
+    still = group.steep & (told > group.over(np.where(margin.at & ~rates.exact, 1.0, 0.0)))
+    unit = np.where(still, np.exp2(np.ceil(np.log2(np.maximum(rates.highest, TINY) / HIGHEST))), unit)
     whole = quantise(rates.rate, rates.exact, unit[group.parent])
     return np.where(group.steep[group.parent] & margin.above, HIGHEST, whole)

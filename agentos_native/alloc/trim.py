@@ -37,6 +37,11 @@ class Trims:
     tenant: Floats
 
 
+def valid(factors: Floats) -> Floats:
+    """Within `BOUNDS`; what is not a number is no correction."""
+    return np.clip(np.where(np.isnan(factors), 1.0, factors), *BOUNDS)
+
+
 @dataclass(frozen=True)
 class _Siblings:
     """Who is compared with whom: shape (K,), `parent` below `count`."""
@@ -56,10 +61,10 @@ def _step(previous: Floats, group: _Siblings, elapsed: float, ignored: float) ->
     expected = group.due * ratio[group.parent]
     missing = np.clip(expected / np.maximum(group.used, 1e-6), 0.2, 5.0)
     missing = np.where(np.abs(expected - group.used) <= ignored, 1.0, missing)
-    part = min(elapsed / TIME, 0.5)
+    part = float(np.clip(np.nan_to_num(elapsed / TIME, nan=0.0), 0.0, 0.5))  # clocks may step
     # who wants no more than it is due cannot have too much; its correction is forgotten as soon as it waits no longer
     corrected = group.hungry | (missing > 1.0)
-    return np.clip(np.where(corrected, previous * missing**part, previous ** (1.0 - part)), *BOUNDS)
+    return valid(np.where(corrected, previous * missing**part, previous ** (1.0 - part)))
 
 
 @dataclass(frozen=True)

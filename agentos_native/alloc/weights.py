@@ -33,7 +33,7 @@ from agentos_native.alloc.siblings import (
     spread,
     wake,
 )
-from agentos_native.alloc.trim import Trims
+from agentos_native.alloc.trim import Trims, valid
 from agentos_native.alloc.waterfill import Floats, Indices, segment_sum, segments_of
 
 __all__ = ["BASE", "HIGHEST", "LOWEST", "TINY", "Weights", "agent_weights", "kernel_weights"]
@@ -216,9 +216,9 @@ def kernel_weights(problem: Problem, solution: Solution, trims: Trims | None = N
     alone = int(idlers.sum()) == 1 and problem.policy != DRF
     tenant_idle = (idlers & (solution.tenant_reserved <= 0) & alone).astype(np.int64)
     return Weights(
-        agent=agent_weights(problem, solution, trims.agent),
-        group=_group_weights(problem, solution, trims.group),
+        agent=agent_weights(problem, solution, valid(trims.agent)),
+        group=_group_weights(problem, solution, valid(trims.group)),
         group_idle=group_idle,
-        tenant=_tenant_weights(problem, solution, trims.tenant),
+        tenant=_tenant_weights(problem, solution, valid(trims.tenant)),
         tenant_idle=tenant_idle,
     )
