@@ -316,3 +316,14 @@ def test_what_the_kernel_is_told_is_explained() -> None:
     assert kernel["due"] == said["kernel_weight"]
     assert any("its reservation lifts it" in line for line in said["words"])
     assert any(f"cpu.weight is {kernel['due']}, due {kernel['due']}" in line for line in said["equations"])
+
+
+def test_another_policy_is_told_in_words() -> None:
+    state = present(HOME, [Tenant("home", weight=200, request=0.5, policy=POLICIES.index("utility"))], capacity=2.0)
+    heavy, light = (explain(f"{number:012x}", view(state), name) for number in (1, 2))
+    assert heavy["entitled"] > light["entitled"] == 0.0
+    words = "\n".join(light["words"])
+    assert "divides by the policy utility: all to the heaviest" in words
+    assert "heavier agents are served first" in words
+    twice = next(remedy for remedy in light["remedies"] if remedy["words"] == "weight 200 instead of 100")
+    assert twice["after"] > 0.2  # as heavy as the heaviest

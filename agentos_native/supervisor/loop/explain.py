@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from agentos_native.alloc import Trims
+from agentos_native.alloc.policies import describe
 from agentos_native.spec.model import PRIORITIES
 from agentos_native.supervisor.loop.derivation import Figures, derive
 from agentos_native.supervisor.loop.equations import equations
@@ -73,12 +74,19 @@ def explain(agent_id: str, view: View, name: Namer = str) -> Figures:
     }
 
 
+def _reason(row: AllocationRow) -> str:
+    if row.bound == "share" and row.policy == "utility":
+        return "heavier agents are served first, and it has what they leave"
+    return _REASONS[row.bound]
+
+
 def _words(row: AllocationRow, figures: Figures, who: dict[str, list[str]], name: Namer) -> list[str]:
     limit = "no limit" if row.limit is None else f"limit {row.limit:.3f}"
     lines = [
-        f"{name(row.agent_id)} is entitled to {row.entitled:.3f} of {row.capacity:.2f} CPUs: {_REASONS[row.bound]}.",
+        f"{name(row.agent_id)} is entitled to {row.entitled:.3f} of {row.capacity:.2f} CPUs: {_reason(row)}.",
         f"It used {row.measured:.3f} over the last {row.window:.1f} s and could use {row.demand:.3f};"
         f" reservation {row.request:.3f}, {limit}, weight {row.weight}, priority {row.tier}.",
+        *_policy_words(row),
         *_tenant_words(row, figures),
         *_tier_words(row, figures, who, name),
     ]
@@ -105,6 +113,11 @@ def _weight_words(kernel: Figures, row: AllocationRow) -> str:
     return ", ".join(reasons)
 
 
+def _policy_words(row: AllocationRow) -> Iterable[str]:
+    if row.policy != "maxmin":
+        yield f"Its tenant divides by the policy {row.policy}: {describe(row.policy)}."
+
+
 def _tenant_words(row: AllocationRow, figures: Figures) -> Iterable[str]:
     level = figures["tenants"]
     own = next(member for member in level["members"] if member["tenant"] == row.tenant)
@@ -113,7 +126,8 @@ def _tenant_words(row: AllocationRow, figures: Figures) -> Iterable[str]:
         return
     why = {"ceiling": "all it wants or may have", "floor": "its reservation, more than its weight would give it"}
     reason = why.get(own["at"], f"its share by weight among {len(level['members'])} tenants")
-    yield f"Its tenant {row.tenant} (weight {row.tenant_weight}) has {row.tenant_share:.3f}: {reason}."
+    policy = "" if level["policy"] == "maxmin" else f" (policy {level['policy']})"
+    yield f"Its tenant {row.tenant} (weight {row.tenant_weight}) has {row.tenant_share:.3f}: {reason}{policy}."
 
 
 def _tier_words(row: AllocationRow, figures: Figures, who: dict[str, list[str]], name: Namer) -> Iterable[str]:
@@ -134,9 +148,13 @@ def _tier_words(row: AllocationRow, figures: Figures, who: dict[str, list[str]],
         yield f"All {count} agents of its priority have what they want."
     elif level["state"] == "short":
         yield f"Not even the reservations of its priority's {count} agents fit: all are scaled down alike."
+    elif level["state"] == "margin":
+        rest = f"who weighs {level['margin']:g} has the rest"
+        yield f"{count} agents share {level['budget']:.3f}, the heaviest first; {rest}:"
     else:
         rate = 100 * level["level"]
         yield f"{count} agents share {level['budget']:.3f} by weight, {rate:.4f} for each 100 (the water level):"
+    if level["state"] in ("level", "margin"):
         for words, ids in places:
             if ids:
                 yield f"  {words}: {names_of(ids, name)}"

@@ -9,7 +9,16 @@ from typing import Any, Final
 
 import msgspec
 
-from agentos_native.spec.model import PRIORITIES, AgentSpec, Limits, Requests, Resources, TenantLimits, TenantSpec
+from agentos_native.spec.model import (
+    POLICIES,
+    PRIORITIES,
+    AgentSpec,
+    Limits,
+    Requests,
+    Resources,
+    TenantLimits,
+    TenantSpec,
+)
 from agentos_native.spec.quantities import format_cpu
 from agentos_native.supervisor.loop.slots import Agent, Tenant
 from agentos_native.supervisor.loop.whatif import Change, Present, Solved, moved
@@ -69,6 +78,7 @@ def _tenant_spec(tenant: Tenant) -> TenantSpec:
         name=tenant.name,
         weight=tenant.weight,
         priority=PRIORITIES[tenant.tier],
+        policy=None if tenant.policy is None else POLICIES[tenant.policy],
         requests=Requests(cpu=_millis(tenant.request) or 0),
         limits=TenantLimits(cpu=_millis(tenant.limit)),
     )

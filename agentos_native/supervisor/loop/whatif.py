@@ -150,7 +150,7 @@ def agent_of(agent_id: str, spec: AgentSpec, slot: int = -1) -> Agent:
 
 
 def tenant_of(spec: TenantSpec, old: Tenant | None = None) -> Tenant:
-    """A declaration as the tick's slots hold it; what a spec does not tell is `old`'s."""
+    """A declaration as the tick's slots hold it; what it does not tell is `old`'s."""
     return replace(
         old or Tenant(spec.name),
         weight=spec.weight,
