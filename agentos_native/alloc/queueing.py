@@ -162,13 +162,6 @@ def _order(entry: Entry) -> tuple[int, int]:
     return entry.tier, entry.ticket
 
 
-class _Ahead(NamedTuple):
-    """A head that does not fit on the node: whoever is behind and runs at least `holding` leaves it `asked`."""
-
-    holding: float
-    asked: Amounts
-
-
 class FairQueue:
     """All that wait; see the module. `virtual` and `finish` (by tenant) are the tags, to be kept across a restart."""
 
@@ -226,7 +219,7 @@ class FairQueue:
 
         The caller takes its amounts from `room` before the next call.
         """
-        ahead: list[_Ahead] = []
+        ahead: dict[float, Amounts] = {}
         for tenant in sorted(self._flows, key=self._tag):
             chosen = self._look_through(tenant, room, ahead)
             if chosen is not None:
@@ -236,25 +229,37 @@ class FairQueue:
                 return chosen
         return None
 
-    def _look_through(self, tenant: str, room: Room, ahead: list[_Ahead]) -> Entry | None:
-        """The tenant's first start that may go on. None: its own head is added to `ahead` if it waits for the node."""
+    def _look_through(self, tenant: str, room: Room, ahead: dict[float, Amounts]) -> Entry | None:
+        """The tenant's first start that may go on.
+
+        Args:
+            ahead: what the heads ahead that wait for the node ask for, by what their tenants run: who is behind and
+                runs as much leaves them that. When nothing may go on, this tenant's own head is added.
+        """
         holding = room.holding(tenant)
         others = NOTHING
-        for head in ahead:
-            if head.holding <= holding:
-                others = _add(others, head.asked)
+        for theirs, asked in ahead.items():
+            if theirs <= holding:
+                others = _add(others, asked)
         in_tenant = own = NOTHING
-        waits: _Ahead | None = None
+        waits: Amounts | None = None
+        short: dict[int, Obstacle] = {}
         for entry in self._flows[tenant]:
-            entry.obstacle = room.obstacle(tenant, entry.asked, in_tenant, own, others)
-            if entry.obstacle is None:
-                return entry
+            j = next((j for j in short if entry.asked[j]), None)
+            if j is None:
+                entry.obstacle = room.obstacle(tenant, entry.asked, in_tenant, own, others)
+                if entry.obstacle is None:
+                    return entry
+                short[RESOURCES.index(entry.obstacle.resource)] = entry.obstacle
+            else:  # it needs what is short for one ahead of it: there is nothing to be computed
+                wanted = entry.asked[j]
+                entry.obstacle = short[j]._replace(asked=wanted, ahead=wanted <= short[j].free)
             in_tenant = _add(in_tenant, entry.asked)
             if entry.obstacle.scope == "node":
-                waits = waits or _Ahead(holding, room.excess(tenant, entry.asked))
+                waits = waits or room.excess(tenant, entry.asked)
                 own = _add(own, entry.asked)
         if waits is not None:
-            ahead.append(waits)
+            ahead[holding] = _add(ahead.get(holding, NOTHING), waits)
         return None
 
     def order(self, room: Room) -> list[Entry]:

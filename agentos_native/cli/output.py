@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-_TIMES: Final = ("created", "created_at", "started_at", "ended_at")
+_TIMES: Final = ("created", "created_at", "started_at", "ended_at", "since")
 STATE_COLOURS: Final = {
     "running": "green",
     "failed": "red",

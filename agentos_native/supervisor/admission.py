@@ -95,8 +95,20 @@ def room(
     accounts = {name: account(tenant) for name, tenant in tenants.items()}
     uplink = inf if capacity.network is None else capacity.network
     made = Room((capacity.cpu, capacity.memory, SLOTS, inf, uplink, uplink), accounts)
+    sums: dict[str, list[int]] = {}
     for spec in running:
-        made.take(spec.tenant, asked(spec))
+        requests, total = spec.resources.requests, sums.get(spec.tenant)
+        if total is None:
+            total = sums[spec.tenant] = [0, 0, 0, 0, 0, 0]
+        total[0] += requests.cpu
+        total[1] += requests.memory
+        total[3] += 1
+        if requests.network is not None:
+            egress, ingress = _wire(requests)
+            total[4] += egress
+            total[5] += ingress
+    for tenant, amounts in sums.items():
+        made.take(tenant, tuple(amounts))
     made.take("", (0, 0, slots, 0, 0, 0))
     return made
 
