@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from agentos_native.alloc import drf, engines
+from agentos_native.alloc import engines
 from agentos_native.alloc.members import HUNGRY, TIERS, Members
 from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
 
@@ -55,14 +55,13 @@ def _promises(members: Members) -> Floats:
         for parent in range(parents):
             starts = members.starts[parent * TIERS : (parent + 1) * TIERS + 1]
             own = slice(int(starts[0]), int(starts[-1]))
-            filled = drf.fill(
+            filled = engines.dominant(
                 members.weight[own],
                 np.asfortranarray(usage[own]),
                 floor[own],
                 most[own],
                 starts - starts[0],
                 capacity[parent],
-                None,
             )
             scale[own] = filled.scales
     else:
