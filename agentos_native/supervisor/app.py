@@ -1,6 +1,6 @@
 """The composition root: everything is made here, in order, and taken down in the reverse order.
 
-    state directory (locked) → registry → block → launcher → cgroups, network, images → recovery → API → ticks
+    state directory (locked) → registry → block → launcher → cgroups, network, images → recovery → ticks → API
 
 What cannot work is refused before the API answers; the process then exits with 125 and the launcher with it.
 """
@@ -16,7 +16,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentos_native.cgroup import Tree, discover
 from agentos_native.errors import EXIT_FAILED, AgentosError
@@ -41,12 +41,10 @@ from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.options import INITS, Options
 from agentos_native.supervisor.recovery import Recovery
 from agentos_native.supervisor.registry import Registry, open_or_move_aside
-from agentos_native.supervisor.routes_agents import AgentRoutes
-from agentos_native.supervisor.routes_images import ImageRoutes
-from agentos_native.supervisor.routes_node import NodeRoutes
-from agentos_native.supervisor.routes_streams import StreamRoutes
-from agentos_native.supervisor.server import Server, application, bind
 from agentos_native.supervisor.userns import UsernsPool
+
+if TYPE_CHECKING:
+    from agentos_native.supervisor.server import Server
 
 _log = logging.getLogger("agentos_native.supervisor")
 EXIT_LAUNCHER_LOST = EXIT_FAILED
@@ -100,6 +98,8 @@ class App:
         lifecycle.wake_queue()
         for line in recovery.report:
             _log.warning("recovery: %s", line)
+        self._shares.start()
+        stack.callback(self._shares.close)
         await self._serve(stack, lifecycle)
         host.userns.refill()
 
@@ -209,6 +209,13 @@ class App:
         return block.number
 
     async def _serve(self, stack: contextlib.AsyncExitStack, lifecycle: Lifecycle) -> None:
+        # A quarter of all that is imported: agents that have been adopted need not wait for it with their first tick.
+        from agentos_native.supervisor.routes_agents import AgentRoutes
+        from agentos_native.supervisor.routes_images import ImageRoutes
+        from agentos_native.supervisor.routes_node import NodeRoutes
+        from agentos_native.supervisor.routes_streams import StreamRoutes
+        from agentos_native.supervisor.server import Server, application, bind
+
         host = lifecycle.host
         node = NodeRoutes(host, self._shares, self._node_extra)
         agents = AgentRoutes(lifecycle, Applier(lifecycle))
@@ -217,8 +224,6 @@ class App:
         node.everything = rows
         self._server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
         await self._server.start()
-        self._shares.start()
-        stack.callback(self._shares.close)
         self._watch_for_the_end()
 
     def _node_extra(self) -> dict[str, Any]:

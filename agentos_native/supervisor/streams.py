@@ -10,14 +10,16 @@ import struct
 import termios
 from collections import deque
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
-from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from agentos_native.errors import AgentosError
 from agentos_native.supervisor.logs import Stream
 from agentos_native.wire import api
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
 
 _CHUNK: Final = 1 << 15
 _HIGH_WATER: Final = 1 << 18
@@ -38,6 +40,8 @@ class Channels:
 
     async def send(self, channel: int, data: bytes) -> None:
         """One frame; nothing when the client has gone."""
+        from starlette.websockets import WebSocketDisconnect  # imported by then, but not before the first tick
+
         if self.gone:
             return
         try:
@@ -59,6 +63,8 @@ class Channels:
 
     async def finish(self, status: api.StreamStatus) -> None:
         """The last frame, and the end of the connection."""
+        from starlette.websockets import WebSocketDisconnect
+
         await self.send(api.CHANNEL_STATUS, msgspec.json.encode(status))
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, OSError):
             await self._websocket.close()

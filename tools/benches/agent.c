@@ -6,8 +6,9 @@
  *       answers turns that arrive by themselves (exponential intervals of THINK_MS on average): each looks through all of CORPUS and
  *       computes, TURN_UNITS on average. A turn that arrives while another is answered waits for it.
  *   agent REPORT learner PEAK_MB UNITS_PER_MB DATASET
- *       epochs: grows by a megabyte, reads a megabyte of DATASET, computes, until it holds PEAK_MB; then it lets go of everything. The
- *       work of an epoch is in its second counter until the epoch ends: whoever kills it in between takes that work.
+ *       epochs of steps: grows by a megabyte until it holds PEAK_MB, reads a megabyte of DATASET, computes; after as many steps again
+ *       with all of it in its hands it lets go. The work of an epoch is in its second counter until the epoch ends: whoever kills it in
+ *       between takes that work.
  *
  * REPORT is a file of sizeof(struct report), mapped and written as things happen: it outlives the agent, however it ends. Times are
  * seconds of CLOCK_MONOTONIC. The schedule of turns is written before the first of them: unserved turns are seen, too.
@@ -132,14 +133,15 @@ static _Noreturn void learner(size_t peak, size_t units, const char *path)
     if (memory == MAP_FAILED || !batch || data < 0)
         fail(path);
     for (;;) {
-        for (size_t step = 0; step < peak; step++) {
-            memset(memory + step * MEGABYTE, 1, MEGABYTE);
+        for (size_t step = 0; step < 2 * peak; step++) {
+            if (step < peak)
+                memset(memory + step * MEGABYTE, 1, MEGABYTE);
             if (read(data, batch, MEGABYTE) <= 0 && lseek(data, 0, SEEK_SET))
                 fail(path);
             for (size_t u = 0; u < units; u++, report->work[1]++)
                 unit();
         }
-        report->work[0] += peak * units;
+        report->work[0] += 2 * peak * units;
         report->work[1] = 0;
         if (madvise(memory, peak * MEGABYTE, MADV_DONTNEED))
             fail("madvise");

@@ -22,15 +22,15 @@ import numpy as np
 from agentos_native.spec.model import AgentSpec, Limits, Requests, Resources, TenantSpec
 
 MIB: Final = 1 << 20
-MEMORY: Final = 176 * MIB
+MEMORY: Final = 84 * MIB
 """Of the group that everything runs in, whatever the regime."""
-CORPUS: Final = 12 * MIB
-DATASET: Final = 32 * MIB
+CORPUS: Final = 6 * MIB
+DATASET: Final = 24 * MIB
 TURN_SECONDS: Final = 0.17
 THINK_MS: Final = 700
-STEP_SECONDS: Final = 0.008
+STEP_SECONDS: Final = 0.015
 """CPU time of a learner for each megabyte."""
-PEAK_MIB: Final = 88
+PEAK_MIB: Final = 34
 BACKOFF: Final = 1.0
 TENANTS: Final = (TenantSpec(name="home", weight=200), TenantSpec(name="research"), TenantSpec(name="guests"))
 _TURNS: Final = 1024
@@ -48,9 +48,9 @@ def _resources(cpu: int, cpu_limit: int, memory: int, memory_limit: int) -> Reso
     )
 
 
-_TALKS: Final = _resources(400, 1000, 16, 48)
-_HOGS: Final = _resources(30, 1500, 1, 16)
-_LEARNS: Final = _resources(50, 1000, 48, 128)
+_TALKS: Final = _resources(400, 1000, 8, 24)
+_HOGS: Final = _resources(30, 1500, 1, 8)
+_LEARNS: Final = _resources(50, 1000, 20, 64)
 AGENTS: Final = (
     *(_agent(f"dialogue-{n}", "home", 100, _TALKS, "dialogue", str(n), "{think}", "{turn}", f"{{files}}/corpus-{n}")
       for n in range(3)),
@@ -68,7 +68,7 @@ class Regime(Protocol):
 
     name: str
 
-    def __init__(self, bound: Path) -> None: ...
+    def __init__(self, bound: Path, period: float) -> None: ...
     def enter(self, number: int, spec: AgentSpec) -> str:
         """The group that a process of the agent belongs in; made if necessary."""
 
@@ -125,6 +125,10 @@ class Played:
     seconds: float
     own: float
     """CPUs that the regime itself used, and this program, which samples."""
+    switches: float
+    """Context switches of the machine in a second."""
+    memory: str
+    """What was in it at the end, in MiB."""
 
 
 class _Running:
@@ -255,6 +259,7 @@ class Stage:
             for agent in running:
                 agent.start(regime.enter(agent.number, agent.spec))
             regime.started()
+            switches = _context_switches()
             self._run(regime, running, settle)
             begin, before = time.monotonic(), {agent.number: (*agent.sample(), agent.work()) for agent in running}
             own = time.process_time()
@@ -262,7 +267,9 @@ class Stage:
             own = time.process_time() - own
             end, after = time.monotonic(), {agent.number: (*agent.sample(), agent.work()) for agent in running}
             outcomes = [self._outcome(agent, before, after, begin, end) for agent in running]
-            return Played(outcomes, oom_kills(self.bound) - kills, end - begin, own / (end - begin))
+            switches = (_context_switches() - switches) / (settle + seconds)
+            kills = oom_kills(self.bound) - kills
+            return Played(outcomes, kills, end - begin, own / (end - begin), switches, memory_of(self.bound))
         finally:
             for agent in running:
                 if agent.process is not None:
@@ -301,6 +308,17 @@ class Stage:
         elif kind == "hog":
             wanted = float(agent.spec.command[1])
         return Outcome(agent.spec, used / elapsed, wanted, int(work), turns)
+
+
+def _context_switches() -> int:
+    words = Path("/proc/stat").read_text().split()
+    return int(words[words.index("ctxt") + 1])
+
+
+def memory_of(group: Path) -> str:
+    """Of what kind the memory of `group` is."""
+    figures = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return ", ".join(f"{name} {int(figures[name]) / MIB:.1f}" for name in ("anon", "file", "kernel"))
 
 
 def oom_kills(group: Path) -> int:

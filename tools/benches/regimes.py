@@ -25,11 +25,12 @@ class Static:
 
     Args:
         bound: the group that everything runs in.
+        period: seconds between two ticks, for who has them.
     """
 
     name = "static"
 
-    def __init__(self, bound: Path) -> None:
+    def __init__(self, bound: Path, period: float) -> None:
         self.tree = Tree(discover(), "mixed", f"/{bound.relative_to(cgroup2_mount())}")
         self.tree.open()
         self.members: dict[int, Member] = {}
@@ -64,8 +65,9 @@ class Loop(Static):
 
     name = "loop"
 
-    def __init__(self, bound: Path) -> None:
-        super().__init__(bound)
+    def __init__(self, bound: Path, period: float) -> None:
+        super().__init__(bound, period)
+        self._period, self._next = period, 0.0
         self.ticker = Ticker(self.tree, CPUS)
         self.controllers: list[Controller] = [Aside(MemoryController(self.tree, _no_news))]
         self._due = [0.0] * len(self.controllers)
@@ -83,6 +85,9 @@ class Loop(Static):
 
     def step(self) -> None:
         now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self._period - 0.5
         self.ticker.tick(now)
         for index, controller in enumerate(self.controllers):
             if now >= self._due[index]:
@@ -104,7 +109,7 @@ class Kubernetes:
 
     name = "kubernetes"
 
-    def __init__(self, bound: Path) -> None:
+    def __init__(self, bound: Path, period: float) -> None:
         self.pods = bound / "burstable"
         make_group(self.pods)
 
@@ -147,7 +152,7 @@ class Nothing:
 
     name = "nothing"
 
-    def __init__(self, bound: Path) -> None:
+    def __init__(self, bound: Path, period: float) -> None:
         self.group = bound / "all"
         self.group.mkdir()
 

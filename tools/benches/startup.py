@@ -31,10 +31,9 @@ IN_VM: Final = {"--rounds": "3"}
 ENGINE: Final = """
 import json, time
 import agentos_native.supervisor.app
-from agentos_native import alloc
-from agentos_native.cgroup import sensors
+from agentos_native.supervisor.loop.engine import load
 begun = time.perf_counter()
-assert alloc.load_compiled() and sensors.use_compiled()
+assert load()
 taken = time.perf_counter() - begun
 rss = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmRSS"))
 print(json.dumps([taken, rss / 1024]))
