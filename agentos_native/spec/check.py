@@ -80,14 +80,16 @@ def _check_rates(spec: AgentSpec, fields: dict[str, Node], place: Place) -> None
     """What is reserved of the network is within the limits, and reserved for somebody who can use it."""
     request, limit = spec.resources.requests.network, spec.resources.limits.network
     if request is not None and spec.network != "egress":
+        direction = "ingress" if request.egress is None else "egress"
         raise fail(
             "invalid-value",
             f"a network request with network mode {spec.network}",
-            _at(fields, "resources", place, "requests", "network"),
+            _at(fields, "resources", place, "requests", "network", direction),
             "only agents with network: egress reach the uplink that is reserved",
         )
     if limit is not None and spec.network == "none":
-        where = _at(fields, "resources", place, "limits", "network")
+        direction = "ingress" if limit.egress is None else "egress"
+        where = _at(fields, "resources", place, "limits", "network", direction)
         raise fail("invalid-value", "a network limit without a network", where, "leave it out")
     for direction in ("egress", "ingress") if request and limit else ():
         asked, most = getattr(request, direction), getattr(limit, direction)

@@ -125,8 +125,12 @@ def format_memory(size: int) -> str:
     return str(size)
 
 
-format_rate = format_memory
-"""The shortest exact quantity, by the same suffixes."""
+def format_rate(rate: int) -> str:
+    """The shortest exact quantity, by thousands where that is exact: 80000000 → ``80M``, 2³⁰ → ``1Gi``."""
+    for power, letter in reversed(tuple(enumerate("kMGTPE", 1))):
+        if rate and rate % 1000**power == 0:
+            return f"{rate // 1000**power}{letter}"
+    return format_memory(rate)
 
 
 def format_duration(seconds: float) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentos_native.cli.spec_options import TEXTS, attribute, build
 from agentos_native.errors import AgentosError
-from agentos_native.spec import agent_from_builtins, load, to_builtins
+from agentos_native.spec import agent_from_builtins, load, quantities, to_builtins
 from agentos_native.spec.model import AgentSpec, NetworkRates
 
 AGENT = """\
@@ -33,7 +35,7 @@ def test_rates_are_bits_per_second() -> None:
 WRONG = [
     # what is replaced, by what, the code, the place
     ("{egress: 2M}", "{egress: 11M}", "request-above-limit", "x.yaml:8: spec.resources.requests.network.egress"),
-    ("network: egress", "network: isolated", "invalid-value", "x.yaml:8: spec.resources.requests.network"),
+    ("network: egress", "network: isolated", "invalid-value", "x.yaml:8: spec.resources.requests.network.egress"),
     ("ingress: 1Gi", "ingress: 10m", "invalid-quantity", "x.yaml:9: spec.resources.limits.network.ingress"),
     ("ingress: 1Gi", "ingress: 999", "invalid-quantity", "x.yaml:9: spec.resources.limits.network.ingress"),
     ("ingress: 1Gi", "upload: 1Gi", "unknown-field", "x.yaml:9: spec.resources.limits.network.upload"),
@@ -71,3 +73,15 @@ def test_the_options_of_run() -> None:
     with pytest.raises(AgentosError) as caught:
         build("box", (), given | {"spec_resources_limits_network_egress": "fast"}, {})
     assert caught.value.where.startswith("--egress-limit")
+    with pytest.raises(AgentosError, match="network mode isolated") as caught:
+        build("box", (), given | {"spec_network": None}, {})
+    assert caught.value.where.startswith("--egress-request")
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_a_rate_is_written_so_that_it_is_read_back(rate: int) -> None:
+    assert quantities.parse_rate(quantities.format_rate(rate)) == rate
+
+
+def test_rates_are_written_by_thousands() -> None:
+    assert [quantities.format_rate(rate) for rate in (80_000_000, 2**30, 1, 0)] == ["80M", "1Gi", "1", "0"]

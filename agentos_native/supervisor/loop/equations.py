@@ -61,7 +61,7 @@ def _head(level: Figures) -> str:
 
 def _members(level: Figures, name: Callable[[Figures], str], promised: bool = False) -> Iterable[str]:
     members = level["members"]
-    width = max(len(name(member)) for member in members)
+    width = max((len(name(member)) for member in members), default=0)  # nobody: an agent at rest wants nothing
     floors = sum(member["floor"] for member in members)
     for member in members:
         share, floor, ceiling = (_n(member[key]) for key in ("share", "floor", "ceiling"))
