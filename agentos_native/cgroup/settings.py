@@ -44,7 +44,7 @@ class GroupSettings:
         cpu_min_millis: reservation in millicores. No file holds it: the tick turns it into weights, so it needs
             the cpu controller.
         cpu_idle: SCHED_IDLE for the whole group; None leaves it alone (the tick owns it above agents).
-        memory_max, memory_high, memory_low: bytes.
+        memory_max, memory_high, memory_low: bytes. memory_min: likewise; what the kernel rather kills for than takes.
         io_weight: 1..10000 (``io.weight`` where the kernel has iocost, else ``io.bfq.weight``).
     """
 
@@ -55,6 +55,7 @@ class GroupSettings:
     memory_max: int | None = None
     memory_high: int | None = None
     memory_low: int | None = None
+    memory_min: int | None = None
     pids_max: int | None = None
     io_weight: int | None = None
     io_max: tuple[IoMax, ...] = ()
@@ -64,7 +65,10 @@ def unenforceable(settings: GroupSettings, controllers: Collection[str]) -> set[
     """Which of cpu, memory, pids, io `settings` needs and `controllers` lacks. A mere weight is a wish, not a need."""
     needs = {
         "cpu": settings.cpu_max_millis is not None or settings.cpu_min_millis > 0 or settings.cpu_idle is True,
-        "memory": any(value is not None for value in (settings.memory_max, settings.memory_high, settings.memory_low)),
+        "memory": any(
+            value is not None
+            for value in (settings.memory_max, settings.memory_high, settings.memory_low, settings.memory_min)
+        ),
         "pids": settings.pids_max is not None,
         "io": settings.io_weight is not None or bool(settings.io_max),
     }
@@ -142,6 +146,7 @@ def writes(settings: GroupSettings, *, reset: bool) -> Iterator[Write]:
     if reset or settings.cpu_max_millis is not None:
         yield Write("cpu", "cpu.max", cpu_max(settings.cpu_max_millis))
     for file, value, default in (
+        ("memory.min", settings.memory_min, "0"),
         ("memory.low", settings.memory_low, "0"),
         ("memory.high", settings.memory_high, "max"),
         ("memory.max", settings.memory_max, "max"),

@@ -4,8 +4,8 @@ Controllers are handed down as far as the tier, so that agents' groups have them
 A controller that cannot be handed down is kept in `Tree.refused` with the reason and counts as missing, so that a spec
 which needs it is refused and ``check`` can say why.
 
-``memory.low`` protects a group only as far as the groups above it are protected themselves (admin-guide/cgroup-v2.rst),
-so tiers, tenants and the node carry the sum of what is below them.
+``memory.low`` and ``memory.min`` protect a group only as far as the groups above it are protected themselves
+(admin-guide/cgroup-v2.rst), so tiers, tenants and the node carry the sum of what is below them.
 
 `create` and `remove` may be called from several threads; one lock guards what they share.
 """
@@ -27,6 +27,7 @@ from agentos_native.cgroup.settings import GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import PRIORITIES
 
+PROTECTIONS: Final = ("memory.low", "memory.min")
 WANTED: Final = ("cpu", "memory", "pids", "io")
 """The controllers that agents' groups shall have, where they exist."""
 
@@ -48,9 +49,9 @@ class Tree:
         self.controllers: frozenset[str] = frozenset()
         self.refused: dict[str, str] = {}
         self._lock = threading.RLock()
-        self._low: dict[GroupRef, int] = {}
+        self._protected: dict[str, dict[GroupRef, int]] = {file: {} for file in PROTECTIONS}
         self._tenant_low: dict[str, int] = {}
-        self._written_low: dict[str, int] = {}
+        self._written: dict[str, int] = {}  # of files of `PROTECTIONS` above agents
         self._prepared: set[str] = set()
 
     # -- the node -----------------------------------------------------------------------------------------------
@@ -66,7 +67,7 @@ class Tree:
             self._make(self.path)
             self.controllers = frozenset(self._enable(self.path)) & set(WANTED)
             if "memory" in self.controllers:
-                self._load_low()
+                self._load_protections()
 
     def _hand_down_to_base(self) -> None:
         """Enable controllers from the mount point down to `base`; parents are touched only where it lacks something."""
@@ -139,9 +140,10 @@ class Tree:
                 if error.errno == errno.ENOENT:
                     return
                 raise files.refusal("remove", self.path, error) from error
-            self._low.clear()
+            for protected in self._protected.values():
+                protected.clear()
             self._tenant_low.clear()
-            self._written_low.clear()
+            self._written.clear()
 
     # -- tenants ------------------------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Tree:
             with files.directory(path) as fd:
                 settings.apply(fd, path, own, self.controllers, allow=allow, reset=True)
             self._tenant_low[tenant] = wanted.memory_low or 0
-            self._written_low.pop(path, None)  # the reset has written 0
+            self._forget_written(path)  # the reset has written 0
             self._protect(tenant)
 
     def _make_level(self, path: str) -> None:
@@ -192,12 +194,12 @@ class Tree:
         for tier in PRIORITIES:
             with contextlib.suppress(OSError):  # ENOTEMPTY, EBUSY: in use; ENOENT: never made
                 os.rmdir(f"{path}/{tier}")
-                self._written_low.pop(f"{path}/{tier}", None)
+                self._forget_written(f"{path}/{tier}")
         try:
             os.rmdir(path)
         except OSError:
             return False
-        self._written_low.pop(path, None)
+        self._forget_written(path)
         self._tenant_low.pop(tenant, None)
         return True
 
@@ -225,7 +227,8 @@ class Tree:
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.rmdir(group.path)
-                self._low.pop(ref, None)
+                for protected in self._protected.values():
+                    protected.pop(ref, None)
                 raise
         return group
 
@@ -260,52 +263,64 @@ class Tree:
 
     # -- memory protection --------------------------------------------------------------------------------------
 
-    def _load_low(self) -> None:
-        for ref in self.find():
-            with files.directory(self.get(ref).path) as fd:
-                text = files.read_optional(fd, "memory.low") or "0"
-            if text.isdigit() and int(text):
-                self._low[ref] = int(text)
-        above = {self.path} | {self.tenant_path(ref.tenant) for ref in self._low}
-        above |= {self.tier_path(ref.tenant, ref.tier) for ref in self._low}
-        for path in above:
-            with files.directory(path) as fd:
-                text = files.read_optional(fd, "memory.low") or "0"
-            self._written_low[path] = int(text) if text.isdigit() else -1
+    def _load_protections(self) -> None:
+        for file, protected in self._protected.items():
+            for ref in self.find():
+                amount = self._read_amount(self.get(ref).path, file)
+                if amount > 0:
+                    protected[ref] = amount
+            above = {self.path} | {self.tenant_path(ref.tenant) for ref in protected}
+            above |= {self.tier_path(ref.tenant, ref.tier) for ref in protected}
+            for path in above:
+                self._written[f"{path}/{file}"] = self._read_amount(path, file)
+
+    @staticmethod
+    def _read_amount(path: str, file: str) -> int:
+        with files.directory(path) as fd:
+            text = files.read_optional(fd, file) or "0"
+        return int(text) if text.isdigit() else -1
+
+    def _forget_written(self, path: str) -> None:
+        for file in PROTECTIONS:
+            self._written.pop(f"{path}/{file}", None)
 
     def _changed(self, ref: GroupRef, wanted: GroupSettings | None) -> None:
         if "memory" not in self.controllers:
             return
+        low = (wanted.memory_low or 0) if wanted is not None else 0
+        least = (wanted.memory_min or 0) if wanted is not None else 0
         with self._lock:
-            low = (wanted.memory_low or 0) if wanted is not None else 0
-            if low == self._low.get(ref, 0):
-                return
-            if low:
-                self._low[ref] = low
-            else:
-                self._low.pop(ref, None)
-            self._protect(ref.tenant)
+            before = [protected.get(ref, 0) for protected in self._protected.values()]
+            for protected, amount in zip(self._protected.values(), (low, least), strict=True):
+                if amount:
+                    protected[ref] = amount
+                else:
+                    protected.pop(ref, None)
+            if before != [low, least]:
+                self._protect(ref.tenant)
 
     def _protect(self, tenant: str) -> None:
         """Give the tenant's tiers, the tenant and the node the protection that the groups below them need."""
         if "memory" not in self.controllers:
             return
-        tiers: dict[str, int] = {}
-        tenants: dict[str, int] = {}
-        for ref, low in self._low.items():
-            tenants[ref.tenant] = tenants.get(ref.tenant, 0) + low
-            if ref.tenant == tenant:
-                tiers[ref.tier] = tiers.get(ref.tier, 0) + low
-        totals = {name: max(tenants.get(name, 0), own) for name, own in self._tenant_low.items()}
-        totals = {**tenants, **totals}
-        for tier in PRIORITIES:
-            self._write_low(self.tier_path(tenant, tier), tiers.get(tier, 0))
-        self._write_low(self.tenant_path(tenant), totals.get(tenant, 0))
-        self._write_low(self.path, sum(totals.values()))
+        for file, protected in self._protected.items():
+            tiers: dict[str, int] = {}
+            tenants: dict[str, int] = {}
+            for ref, amount in protected.items():
+                tenants[ref.tenant] = tenants.get(ref.tenant, 0) + amount
+                if ref.tenant == tenant:
+                    tiers[ref.tier] = tiers.get(ref.tier, 0) + amount
+            if file == "memory.low":
+                tenants |= {name: max(tenants.get(name, 0), own) for name, own in self._tenant_low.items()}
+            for tier in PRIORITIES:
+                self._write_amount(self.tier_path(tenant, tier), file, tiers.get(tier, 0))
+            self._write_amount(self.tenant_path(tenant), file, tenants.get(tenant, 0))
+            self._write_amount(self.path, file, sum(tenants.values()))
 
-    def _write_low(self, path: str, low: int) -> None:
-        if self._written_low.get(path, 0) == low:
+    def _write_amount(self, path: str, file: str, amount: int) -> None:
+        where = f"{path}/{file}"
+        if self._written.get(where, 0) == amount:
             return
         with contextlib.suppress(FileNotFoundError), files.directory(path) as fd:
-            files.write_checked(fd, path, "memory.low", str(low))
-            self._written_low[path] = low
+            files.write_checked(fd, path, file, str(amount))
+            self._written[where] = amount

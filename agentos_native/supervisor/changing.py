@@ -153,8 +153,9 @@ class Changer:
     async def _write(self, agent: Agent, other: AgentSpec) -> None:
         """Make a running agent's group say what its record does, if that differs from what `other` says."""
         spec, directory = agent.record.spec, self._host.options.state_dir
-        settings = resources.group_settings(spec, directory)
-        if agent.run is not None and settings != resources.group_settings(other, directory):
+        tenant = self._host.tenants.get(spec.tenant)
+        settings = resources.group_settings(spec, directory, tenant)
+        if agent.run is not None and settings != resources.group_settings(other, directory, tenant):
             await self._host.workers.call(agent.run.group.update, settings, spec.allow_unenforced)
 
     async def _warnings(self, agent: Agent, spec: AgentSpec) -> list[str]:

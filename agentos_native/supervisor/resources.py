@@ -9,7 +9,7 @@ from typing import Any
 from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
 from agentos_native.errors import AgentosError
 from agentos_native.network import NO_RATES, Rates
-from agentos_native.spec.model import AgentSpec, IoLimits
+from agentos_native.spec.model import AgentSpec, IoLimits, TenantSpec
 from agentos_native.supervisor.doors import Group
 from agentos_native.supervisor.loop.controllers import Member
 from agentos_native.supervisor.registry import Record
@@ -25,15 +25,22 @@ def member(record: Record, group: Group) -> Member:
     return Member(record.id, record.slot, group_ref(record.id, record.spec), group.path, record.spec)
 
 
-def group_settings(spec: AgentSpec, state_dir: str) -> GroupSettings:
-    """The group's files; `state_dir` is on the disk that ``limits.io`` are about."""
+def group_settings(spec: AgentSpec, state_dir: str, tenant: TenantSpec | None = None) -> GroupSettings:
+    """The group's files; `state_dir` is on the disk that ``limits.io`` are about.
+
+    A reservation of memory is ``memory.low``, which the kernel still takes from when nothing else is left. Only an
+    agent of priority system whose `tenant` has that priority, too, gets ``memory.min``, for which the kernel would
+    rather kill somebody: an agent's priority is its owner's choice, a tenant's is the administrator's.
+    """
     requests, limits = spec.resources.requests, spec.resources.limits
+    vital = spec.priority == "system" and tenant is not None and tenant.priority == "system"
     return GroupSettings(
         cpu_weight=spec.weight,
         cpu_max_millis=limits.cpu,
         cpu_min_millis=requests.cpu,
         memory_max=limits.memory,
         memory_low=requests.memory or None,
+        memory_min=(requests.memory or None) if vital else None,
         pids_max=limits.pids,
         io_weight=spec.resources.io_weight,
         io_max=(_io_max(limits.io, state_dir),) if limits.io else (),

@@ -155,7 +155,8 @@ class Start:
         return group, rootfs
 
     def _group(self) -> Group:
-        settings = resources.group_settings(self._spec, self._host.options.state_dir)
+        tenant = self._host.tenants.get(self._spec.tenant)
+        settings = resources.group_settings(self._spec, self._host.options.state_dir, tenant)
         ref = resources.group_ref(self._agent.id, self._spec)
         group = self._host.groups.create(ref, settings, self._spec.allow_unenforced)
         self._undo.push("cgroup", partial(self._host.workers.call, empty_and_remove, group))

@@ -22,6 +22,7 @@ from agentos_native.cgroup.memory_files import (
     value_of,
 )
 from agentos_native.spec.model import AgentSpec, Limits, Priority, Requests, Resources, TenantSpec
+from agentos_native.supervisor import resources
 from agentos_native.supervisor.loop.controllers import Member
 from agentos_native.supervisor.loop.memory import REFRESH, MemoryController
 
@@ -324,3 +325,25 @@ class TestFiles:
     def test_this_machine(self) -> None:
         found = machine_memory()
         assert 0 < found.available <= found.total
+
+
+def test_only_a_system_agent_of_a_system_tenant_gets_what_cannot_be_taken() -> None:
+    """An agent's priority is its owner's choice; a tenant's is the administrator's."""
+
+    def least(priority: Priority, tenant: Priority | None) -> int | None:
+        spec = AgentSpec(name="a", image="i", priority=priority, resources=Resources(requests=Requests(memory=MIB)))
+        owner = TenantSpec(name="default", priority=tenant) if tenant is not None else None
+        settings = resources.group_settings(spec, "/", owner)
+        assert settings.memory_low == MIB
+        return settings.memory_min
+
+    assert least("system", "system") == MIB
+    assert [least("system", "high"), least("high", "system"), least("system", None)] == [None] * 3
+
+
+def test_an_ended_agents_record_has_the_figures_of_its_kill() -> None:
+    spec = AgentSpec(name="a", image="i", resources=Resources(limits=Limits(memory=24 * MIB)))
+    assert resources.oom_figures({"memory.events": {"oom_kill": 0}}, spec) == {}
+    figures = {"memory.events": {"oom_kill": 1}, "memory.peak": 24 * MIB, "memory.current": 5}
+    expected = {"oom_kills": 1, "peak": 24 * MIB, "current": 5, "limit": 24 * MIB}
+    assert resources.oom_figures(figures, spec) == expected

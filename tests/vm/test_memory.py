@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from agentos_native.cgroup import GroupRef, GroupSettings
 from tests.vm.memory_loads import GROW, HOLD, MIB, READ, Memory, make_file, value
 
 pytestmark = pytest.mark.timeout(600)
@@ -74,3 +75,17 @@ def test_an_oom_kill_is_told_with_figures_at_once() -> None:
         assert value(path, "pids.current") == 1
         load.turns(1)
         assert load.rows()["parent"]["oom_kills"] == 1
+
+
+def test_what_must_not_be_taken_is_carried_by_the_groups_above() -> None:
+    with Memory("least", size=1000) as load:
+        ref = GroupRef("home", "system", "0123456789ab")
+        group = load.tree.create(ref, GroupSettings(memory_low=8 * MIB, memory_min=8 * MIB))
+        above = [load.tree.tier_path("home", "system"), load.tree.tenant_path("home"), load.tree.path]
+        for path in (group.path, *above):
+            assert value(path, "memory.min") == value(path, "memory.low") == 8 * MIB
+        group.update(GroupSettings(memory_low=4 * MIB))
+        assert [value(path, "memory.min") for path in (group.path, *above)] == [0, 0, 0, 0]
+        assert [value(path, "memory.low") for path in above] == [4 * MIB] * 3
+        group.remove()
+        assert value(load.tree.path, "memory.low") == 0
