@@ -43,6 +43,7 @@ class Machine:
 
     directory: Path
     group: Path
+    node: str = "cli-test"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,7 +71,7 @@ class Machine:
         """A supervisor in a group of its own, stopped at the end."""
         self.group.mkdir()
         root = "/" + self.group.name
-        supervisor = self.start("supervise", "--node", "cli-test", "--cgroup-root", root, stdout=None, stderr=None)
+        supervisor = self.start("supervise", "--node", self.node, "--cgroup-root", root, stdout=None, stderr=None)
         try:
             deadline = time.monotonic() + PATIENCE
             while self("version", "-o", "json").stdout.find('"supervisor": {') < 0:

@@ -155,7 +155,8 @@ class MemoryController:
             self._oom.forget(agent_id)
             agent = self._slots.remove(agent_id)
             if agent is not None:
-                self._groups.pop(agent.slot).close()
+                if (group := self._groups.pop(agent.slot, None)) is not None:  # None: closed before the agent ended
+                    group.close()
                 self._rows.pop(agent_id, None)
 
     def set_tenant(self, spec: TenantSpec) -> None:
