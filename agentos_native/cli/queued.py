@@ -6,7 +6,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Final
 
@@ -49,13 +49,13 @@ def _line(agent: api.Agent) -> str:
     return f"{agent.tenant}/{agent.name} is queued{where}"
 
 
-def await_turn(client: Client, agent: api.Agent) -> tuple[api.Agent, bool]:
+def await_turn(client: Client, agent: api.Agent, attach_again: Callable[[], None]) -> api.Agent:
     """Wait until a queued agent waits no more; a signal ends the wait (and the command, as the signal would).
 
-    Returns:
-        the agent as it is then, and whether the supervisor was away meanwhile (streams to it are broken).
+    Args:
+        attach_again: called when the supervisor was away and is back, since streams to it are broken.
     """
-    interrupted = False
+    away = False
     line = _Line()
     last_seen = time.monotonic()
     with _signals_end_it(), line:
@@ -63,14 +63,16 @@ def await_turn(client: Client, agent: api.Agent) -> tuple[api.Agent, bool]:
             line.show(_line(agent))
             time.sleep(_PERIOD)
             try:
-                agent = client.agent(agent.id)
+                if away:
+                    attach_again()
+                agent, away = client.agent(agent.id), False
                 last_seen = time.monotonic()
             except AgentosError as error:
                 gone = error.code in ("no-supervisor", "connection-lost")
                 if not gone or time.monotonic() - last_seen > _AWAY:
                     raise
-                interrupted = True
-    return agent, interrupted
+                away = True
+    return agent
 
 
 class _Line:

@@ -90,30 +90,30 @@ class _Foreground:
         self._capture = Capture() if output == "json" else None
         self._id = ""
         self._interrupts = 0
+        self._streams = contextlib.ExitStack()
+        self._stream: Stream
 
     def run(self, *, wait: bool) -> int:
         agent = self._client.run(self._spec, start=False, wait=wait)
         self._id = agent.id
         for warning in agent.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-        with contextlib.ExitStack() as streams:
+        with contextlib.ExitStack() as self._streams:
             try:
-                stream = streams.enter_context(self._attach())
+                self._attach()
                 agent = self._client.start(agent.id, wait=wait)
                 if agent.state == "queued":
-                    agent, interrupted = await_turn(self._client, agent)
-                    if interrupted:
-                        stream = streams.enter_context(self._attach())
+                    agent = await_turn(self._client, agent, self._attach)
                 if agent.state == "failed":  # its turn came, and it could not be started: the stream says why
-                    stream.result_at_the_end()
+                    self._stream.result_at_the_end()
             except BaseException:
                 self._discard()
                 raise
-            status = self._pump(stream)
+            status = self._pump(self._stream)
         return self._finish(agent, status)
 
-    def _attach(self) -> Stream:
-        return self._client.attach(self._id, stdin=self._interactive)
+    def _attach(self) -> None:
+        self._stream = self._streams.enter_context(self._client.attach(self._id, stdin=self._interactive))
 
     def _discard(self) -> None:
         """What never ran leaves nothing behind."""

@@ -143,12 +143,13 @@ def refusal(spec: AgentSpec, obstacle: Obstacle) -> AgentosError:
 def _too_large(resource: str, where: str, wanted: float, free: float, total: float, ahead: str = "") -> AgentosError:
     left = max(int(free), 0)
     field = f"network.{resource}" if resource in _DIRECTIONS else resource
+    otherwise = "there is no more than that" if wanted > total else "stop an agent that reserves some"
     return AgentosError(
         "reservation-too-large",
         f"the {resource} reservation of {show(resource, wanted)} does not fit: "
         f"{show(resource, left)} of {show(resource, total)} left{ahead}",
         where,
-        f"Ask for less in resources.requests.{field}, or stop an agent that reserves some.",
+        f"Ask for less in resources.requests.{field}{':' if wanted > total else ', or'} {otherwise}.",
         details={
             "resource": resource, "asked": int(wanted), "free": left, "capacity": int(total), "where": where
         },
