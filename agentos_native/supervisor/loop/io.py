@@ -81,7 +81,7 @@ class IoController:
         self._last: dict[str, IoSample] = {}
         self._demand: dict[str, float] = {}
         self._before: tuple[float, tuple[int, int] | None] = (float("nan"), None)
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._view: tuple[list[Agent], dict[str, Seen], Solution] | None = None  # of the last turn
         self._refreshed = 0.0
         self.writes = 0
 
@@ -109,7 +109,7 @@ class IoController:
             agent = self._slots.remove(agent_id)
             if agent is not None:
                 self._written.pop(self._tree.get(agent.ref).path, None)
-                for known in (self._specs, self._last, self._demand, self._rows):
+                for known in (self._specs, self._last, self._demand):
                     known.pop(agent_id, None)
 
     def set_tenant(self, spec: TenantSpec) -> None:
@@ -141,10 +141,7 @@ class IoController:
             solution = self._divide(plan, seen, window)
             if self._enforce and self._weights is not None:
                 self._write(plan, solution, now)
-            self._rows = {
-                self._slots.at(slot).agent_id: self._row(index, slot, seen, solution)
-                for index, slot in enumerate(plan.slots.tolist())
-            }
+            self._view = ([self._slots.at(slot) for slot in plan.slots.tolist()], seen, solution)
 
     def _measure(
         self, samples: Mapping[str, IoSample | None], disk: tuple[int, int] | None, window: float
@@ -240,8 +237,7 @@ class IoController:
 
     # -- telling ------------------------------------------------------------------------------------------------
 
-    def _row(self, index: int, slot: int, seen: Mapping[str, Seen], solution: Solution) -> dict[str, Any]:
-        agent = self._slots.at(slot)
+    def _row(self, index: int, agent: Agent, seen: Mapping[str, Seen], solution: Solution) -> dict[str, Any]:
         one = seen.get(agent.agent_id, Seen({}, np.nan, np.nan))
         known = self._disk is not None
         total = [sum(rates[kind] for rates in one.rates.values()) for kind in range(4)]
@@ -279,11 +275,18 @@ class IoController:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         with self._lock:
-            return dict(self._rows)
+            agents, seen, solution = self._view or ([], {}, None)
+            if solution is None:
+                return {}
+            return {
+                agent.agent_id: self._row(index, agent, seen, solution)
+                for index, agent in enumerate(agents)
+                if agent.agent_id in self._slots.agents
+            }
 
     def fractions(self) -> Mapping[str, float]:
         with self._lock:
-            return {agent_id: row["demand"] or 0.0 for agent_id, row in self._rows.items()}
+            return dict(self._demand) if self._view is not None and self._disk is not None else {}
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
         with self._lock:
@@ -297,7 +300,7 @@ class IoController:
             return {"io": (solved, "parts of the disk's time")} if solved else {}
 
     def _solved(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> Solved | None:
-        if not self._rows or self._disk is None:
+        if self._view is None or self._disk is None:
             return None
         other, wants = Slots(), {}
         for tenant in (*self._slots.tenants.values(), *(_tenant(spec) for spec in tenants.values())):

@@ -50,7 +50,7 @@ from agentos_native.supervisor.loop.memory_rows import (
     text_of,
 )
 from agentos_native.supervisor.loop.oom import OomWatch
-from agentos_native.supervisor.loop.slots import Slots
+from agentos_native.supervisor.loop.slots import Agent, Slots
 from agentos_native.supervisor.loop.whatif import Solved, solved_of
 
 PERIOD: Final = 2.0
@@ -108,8 +108,7 @@ class MemoryController:
         self._written: Floats = np.full(self._slots.capacity, UNKNOWN)
         self._reclaimed: Floats = np.zeros(self._slots.capacity)
         self._told = np.zeros(self._slots.capacity, dtype=np.int64)  # 0: nothing, 1: squeezed, 2: and it stalls
-        self._outcome: Outcome | None = None
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._view: tuple[list[Agent], Figures, Outcome] | None = None  # of the last turn
         self._refreshed = 0.0
         self.writes = 0
 
@@ -154,10 +153,9 @@ class MemoryController:
         with self._lock:
             self._oom.forget(agent_id)
             agent = self._slots.remove(agent_id)
-            if agent is not None:
-                if (group := self._groups.pop(agent.slot, None)) is not None:  # None: closed before the agent ended
-                    group.close()
-                self._rows.pop(agent_id, None)
+            group = self._groups.pop(agent.slot, None) if agent is not None else None
+            if group is not None:  # else closed before the agent ended
+                group.close()
 
     def set_tenant(self, spec: TenantSpec) -> None:
         with self._lock:
@@ -213,7 +211,6 @@ class MemoryController:
         problem = self._slots.problem(0.0, np.zeros(len(slots)))
         known = np.isfinite(figures.current)
         outcome = memory.turn(problem, figures, State(*taken_of(self._state, slots)), machine, elapsed)
-        self._outcome = outcome
         put(self._state, slots, outcome.state)
         due: list[Callable[[], None]] = []
         if self.enforced:
@@ -221,7 +218,7 @@ class MemoryController:
             due += self._moves(slots, outcome, known)
             due += self._reclaims(slots, figures, elapsed)
             self._tell(slots, figures, outcome, known)
-        self._rows = self._build(slots, figures, outcome)
+        self._view = ([self._slots.at(slot) for slot in slots.tolist()], figures, outcome)
         return due
 
     def _there(self) -> Machine:
@@ -320,12 +317,6 @@ class MemoryController:
 
     # -- telling ------------------------------------------------------------------------------------------------
 
-    def _build(self, slots: Indices, figures: Figures, outcome: Outcome) -> dict[str, dict[str, Any]]:
-        return {
-            self._slots.at(slot).agent_id: self._row(index, slot, figures, outcome)
-            for index, slot in enumerate(slots.tolist())
-        }
-
     def _row(self, index: int, slot: int, figures: Figures, outcome: Outcome) -> dict[str, Any]:
         agent = self._slots.at(slot)
         written, kills = float(self._written[slot]), self._oom.kills(agent.agent_id)
@@ -334,14 +325,28 @@ class MemoryController:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         with self._lock:
-            return dict(self._rows)
+            agents, figures, outcome = self._view or ([], None, None)
+            if figures is None or outcome is None:
+                return {}
+            return {
+                agent.agent_id: self._row(index, agent.slot, figures, outcome)
+                for index, agent in enumerate(agents)
+                if self._is_here(agent)
+            }
 
     def fractions(self) -> Mapping[str, float]:
         with self._lock:
-            return {
-                agent_id: min((found["demand"] or 0) / max(found["capacity"], 1), 1.0)
-                for agent_id, found in self._rows.items()
-            }
+            if self._view is None:
+                return {}
+            agents, figures, outcome = self._view
+            known = np.isfinite(figures.current)
+            parts = np.where(known, np.minimum(outcome.wanted / max(outcome.capacity, 1.0), 1.0), 0.0).tolist()
+            return {agent.agent_id: part for agent, part in zip(agents, parts, strict=True) if self._is_here(agent)}
+
+    def _is_here(self, agent: Agent) -> bool:
+        """Whether the agent of the last turn is still in its slot."""
+        known = self._slots.agents.get(agent.agent_id)
+        return known is not None and known.slot == agent.slot
 
     def entitled(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> dict[str, float]:
         with self._lock:
@@ -355,7 +360,7 @@ class MemoryController:
             return {"memory": (solved, "MiB")} if solved else {}
 
     def _solved(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> Solved | None:
-        if self._outcome is None:
+        if self._view is None:
             return None
         other, wants = Slots(), {}
         for tenant in self._slots.tenants.values():
@@ -367,4 +372,4 @@ class MemoryController:
             changed = changed_agent(agent, specs.get(agent_id))
             taken = other.add(changed)
             wants[taken.slot] = max(min(used, changed.limit * UNIT), changed.request * UNIT)
-        return solved_of(other, self._outcome.capacity / UNIT, {slot: used / UNIT for slot, used in wants.items()})
+        return solved_of(other, self._view[2].capacity / UNIT, {slot: used / UNIT for slot, used in wants.items()})
