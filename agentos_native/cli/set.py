@@ -134,7 +134,8 @@ def _check_agent(values: Iterable[Value]) -> None:
     """The decoder's checks, with the options as places; the supervisor makes them all again for the whole spec."""
     from agentos_native.spec.documents import agent_from_nodes
 
-    needed: list[Value] = [("name", "x", ""), ("image", "x", "")]
+    # the agent's own network mode is not known here, and reservations of the network need this one
+    needed: list[Value] = [("name", "x", ""), ("image", "x", ""), ("network", "egress", "")]
     agent_from_nodes(nodes_of([*needed, *_given(values)]))
 
 

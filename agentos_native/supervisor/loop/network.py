@@ -173,4 +173,16 @@ def _together(egress: dict[str, Any], ingress: dict[str, Any]) -> dict[str, Any]
     limits = (egress["limit"], ingress["limit"])
     bound = egress["bound"] if egress["bound"] != "demand" else ingress["bound"]
     capacity = None if egress["capacity"] is None else egress["capacity"] + ingress["capacity"]
-    return {**sums, "limit": None if None in limits else sum(limits), "bound": bound, "capacity": capacity}
+    together = {**sums, "limit": None if None in limits else sum(limits), "bound": bound, "capacity": capacity}
+    if capacity is not None:
+        together["note"] = f"{_in_words('Egress', egress)} {_in_words('Ingress', ingress)}"
+    return together
+
+
+def _in_words(name: str, row: Mapping[str, Any]) -> str:
+    """Of one direction; all figures in Mbit/s."""
+    entitled, capacity, limit = (row[word] and row[word] / MEGA for word in ("entitled", "capacity", "limit"))
+    text = f"{name}: {entitled:.4g} of {capacity:.4g} Mbit/s"
+    if limit:
+        text += f", limit {limit:.4g}"
+    return f"{text}, bound by its {row['bound']}."
