@@ -68,7 +68,7 @@ def _members(level: Figures, name: Callable[[Figures], str], promised: bool = Fa
         if level["state"] == "satisfied":
             rule = f"ceiling {ceiling}"
         elif level["state"] == "short":
-            rule = f"floor {floor} · {_n(level['budget'])} / {_n(floors)}"
+            rule = f"floor {floor} · {_n(level['budget'])} / {_n(floors)}" if floors else "nothing is left"
         elif level["state"] == "margin" and member["weight"] != level["margin"]:
             heavier = member["weight"] > level["margin"]
             rule = f"ceiling {ceiling}, served before" if heavier else f"floor {floor}, not reached"

@@ -90,7 +90,9 @@ def _words(row: AllocationRow, figures: Figures, who: dict[str, list[str]], name
         *_tenant_words(row, figures),
         *_tier_words(row, figures, who, name),
     ]
-    if row.kernel_weight is not None:
+    if row.kernel_weight is None:
+        lines.append("This host does not hold to it: cgroup v2 has no cpu controller here.")
+    else:
         why = _weight_words(figures["kernel"], row)
         lines.append(f"The kernel is told cpu.weight {row.kernel_weight}{f' ({why})' if why else ''}.")
     return lines

@@ -52,7 +52,9 @@ def explain(controller: Controller, member: Member, row: Mapping[str, Any], name
     found = {**row, "words": [*_words(resource, row), *_advice(resource, row, tried, name)]}
     found["remedies"] = [dataclasses.asdict(remedy) for remedy in tried]
     found["derivations"], found["equations"] = {}, []
-    for about, (solved, unit) in (controller.solved() if isinstance(controller, Solvable) else {}).items():
+    if not moved_here(row) or not isinstance(controller, Solvable):
+        return found
+    for about, (solved, unit) in controller.solved().items():
         index = next((i for i, agent in enumerate(solved.agents) if agent.agent_id == member.agent_id), None)
         if index is not None:
             figures = levels(solved, index)
@@ -61,8 +63,17 @@ def explain(controller: Controller, member: Member, row: Mapping[str, Any], name
     return found
 
 
+def moved_here(row: Mapping[str, Any]) -> bool:
+    """Whether the resource is moved for this agent: its controller notes where it is not."""
+    return not str(row.get("note", "")).startswith("not ")
+
+
 def _words(resource: Resource, row: Mapping[str, Any]) -> Iterator[str]:
     shown = {key: amount(resource, row.get(key)) for key in ("entitled", "capacity", "measured", "demand", "limit")}
+    shown["measured"] = shown["measured"] if row.get("measured") is not None else "an unknown amount"
+    if not moved_here(row):
+        yield f"{NAMES[resource]}: {row['note']}; it uses {shown['measured']}."
+        return
     if row.get("entitled") is None or row.get("capacity") is None:
         yield f"{NAMES[resource]}: nothing is divided here; it uses {shown['measured']}, limit {shown['limit']}."
     else:
@@ -76,7 +87,7 @@ def _words(resource: Resource, row: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _advice(resource: Resource, row: Mapping[str, Any], tried: list[Remedy], name: Namer) -> Iterator[str]:
-    if row.get("bound") in {"demand", None}:
+    if row.get("bound") in {"demand", None} or not moved_here(row):
         return
     for remedy in tried:
         effect = "nothing"

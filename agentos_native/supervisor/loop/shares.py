@@ -18,6 +18,7 @@ from agentos_native.spec.model import Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Controller, Member
 from agentos_native.supervisor.loop.names import Namer
 from agentos_native.supervisor.loop.others import explain as others_of
+from agentos_native.supervisor.loop.others import moved_here
 from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.loop.whatif import Change, Moved, moved
 
@@ -184,9 +185,10 @@ class Shares:
         found = moved("cpu", self._ticker.entitled(), self._ticker.entitled(change))
         specs = {agent_id: spec for agent_id, spec in change.specs.items() if agent_id in self._members}
         for controller in self._controllers:
-            if specs or change.tenants:
+            here = {agent_id for agent_id, row in controller.rows().items() if moved_here(row)}
+            if here and (specs or change.tenants):
                 before, after = controller.entitled({}, {}), controller.entitled(specs, change.tenants)
-                found += moved(controller.resource, before, after)
+                found += [row for row in moved(controller.resource, before, after) if row.agent_id in here]
         return found
 
     def explain(self, agent_id: str, name: Namer = str) -> dict[str, Any]:
