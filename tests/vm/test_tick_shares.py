@@ -1,4 +1,5 @@
-"""Shares on a real scheduler: what agents get is what they are entitled to, within 3 % of the machine.
+"""Shares on a real scheduler: each agent gets what it is entitled to within 2 % of the machine, and no reservation is
+short by more than 3 % of itself.
 
 The machine is virtual and slow, and its host is shared, so one more try is given to a comparison that fails.
 """
@@ -13,23 +14,67 @@ import pytest
 from agentos_native.supervisor.loop.rows import AllocationRow
 from tests.vm.loads import CPUS, SLEEPY, Load
 
-TOLERANCE = 0.03 * CPUS
+TOLERANCE = 0.02 * CPUS
+SHORT = 0.03
+"""Of a reservation."""
+TICK = 0.003 * CPUS
+"""What the counters' own steps amount to in a window."""
 
 
-def worst(rows: dict[str, AllocationRow]) -> float:
-    return max(abs(row.measured - row.entitled) for row in rows.values())
+def kept(rows: dict[str, AllocationRow]) -> bool:
+    """Whether everybody has what is due."""
+    return all(abs(row.measured - row.entitled) <= TOLERANCE for row in rows.values()) and not short(rows)
+
+
+def short(rows: dict[str, AllocationRow]) -> dict[str, float]:
+    """Whose reservation is not kept: what it lacks of the part that it wanted, as a fraction."""
+    lacking = {}
+    for name, row in rows.items():
+        due = min(row.request, row.demand)
+        if row.measured < due * (1 - SHORT) - TICK:
+            lacking[name] = 1 - row.measured / due
+    return lacking
+
+
+def water_fill(capacity: float, agents: dict[str, tuple[float, float, float]]) -> dict[str, float]:
+    """Shares of agents of (weight, floor, ceiling), by bisection for the level: nothing of the allocator's own."""
+    low, high = 0.0, capacity * 1e4
+    for _ in range(200):
+        level = (low + high) / 2
+        shares = {name: min(max(weight * level, floor), most) for name, (weight, floor, most) in agents.items()}
+        low, high = (level, high) if sum(shares.values()) < capacity else (low, level)
+    return shares
 
 
 def assert_shares(load: Load, expected: Callable[[float], dict[str, float]]) -> dict[str, AllocationRow]:
     """Entitled shares are `expected` of the capacity, and measured ones follow them."""
     rows = load.shares()
-    if worst(rows) > TOLERANCE:
+    if not kept(rows):
         rows = load.shares(settle=0.0)
     for name, share in expected(next(iter(rows.values())).capacity).items():
         assert rows[name].entitled == pytest.approx(share, abs=0.02 * CPUS), name
     for name, row in rows.items():
         assert row.measured == pytest.approx(row.entitled, abs=TOLERANCE), name
+    assert short(rows) == {}
     return rows
+
+
+def test_the_weights_rule_against_an_independent_water_fill() -> None:
+    """All kinds at once among siblings: heavy, light, reserved, limited, and one with a single thread."""
+    with Load("rule") as load:
+        load.agent("heavy", weight=400)
+        load.agent("light", weight=100)
+        load.agent("reserved", weight=20, request=400)
+        load.agent("limited", weight=400, limit=250)
+        load.agent("single", weight=150, threads=1)
+        wants = {
+            "heavy": (400.0, 0.0, CPUS),
+            "light": (100.0, 0.0, CPUS),
+            "reserved": (20.0, 0.4, CPUS),
+            "limited": (400.0, 0.0, 0.25),
+            "single": (150.0, 0.0, 1.0),
+        }
+        assert_shares(load, lambda capacity: water_fill(capacity, wants))
 
 
 def test_a_reservation_holds_against_heavy_hogs() -> None:

@@ -22,7 +22,7 @@ class Row:
         ratio: value over the other's value (of one run).
         budget: the bound of `ratio`, or of `value` when there is no ratio; None for a figure that is only told.
         ok: held, not held, or None: not measured cleanly (then `reason` says why) or nothing to hold.
-        spread: the interval that holds the true ratio (or value) with 95 % confidence.
+        spread: the interval that holds the true ratio (or value) with 95 % confidence, or what the benchmark says.
     """
 
     name: str
@@ -97,12 +97,13 @@ def print_json(bench: str, rows: Iterable[Row]) -> None:
 
 def print_table(bench: str, rows: Sequence[Row]) -> None:
     """The reader's form on standard output."""
-    head = (bench, "value", "unit", "against", "ratio", "budget", "")
+    head = (bench, "value", "unit", "against", "ratio", "budget", "spread", "")
     lines = [head]
     for row in rows:
-        verdict = {True: "ok", False: "OVER BUDGET", None: row.reason or "-"}[row.ok]
+        verdict = {True: row.reason or "ok", False: row.reason or "OVER BUDGET", None: row.reason or "-"}[row.ok]
         budget = "" if row.budget is None else f"{row.budget:g}"
-        lines.append((row.name, _short(row.value), row.unit, row.against, _short(row.ratio), budget, verdict))
+        spread = f"{_short(row.spread[0])}..{_short(row.spread[1])}" if row.spread else ""
+        lines.append((row.name, _short(row.value), row.unit, row.against, _short(row.ratio), budget, spread, verdict))
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:
         sys.stdout.write("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() + "\n")
