@@ -27,7 +27,9 @@ TENANTS: Final = 24
 LISTED: Final = 2000
 """Rows of the table."""
 EVENTS: Final = 200
-BAD: Final = frozenset(("refused", "oom-killed", "memory-squeezed", "failed", "timed-out", "foreign-change", "cgroup-gone"))
+BAD: Final = frozenset(
+    ("refused", "oom-killed", "memory-squeezed", "failed", "timed-out", "foreign-change", "cgroup-gone")
+)
 UNITS: Final = {
     "memory": ("MiB", 2.0**20),
     "network": ("Mbit/s", 1e6),
