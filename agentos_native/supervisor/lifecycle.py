@@ -272,7 +272,9 @@ class Lifecycle:
         spec = agent.record.spec
         number = signal_number(signal or spec.stop.signal)
         async with agent.lock:
-            if agent.record.state == "queued" and not agent.removed:
+            if agent.removed:  # while the lock was waited for: its record must not come back
+                return
+            if agent.record.state == "queued":
                 await self._cancel_queued(agent, CANCELLED if reason == "stopped" else reason)
                 return
             if reason not in {TIMED_OUT, SUPERVISOR_STOPPED}:  # after those the agent's policy still counts

@@ -79,7 +79,10 @@ class Queue:
             if agent is not without
             and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
         ]
-        return found + self._kept
+        if self._kept:
+            counted = {(spec.tenant, spec.name) for spec in found}
+            found += [kept for kept in self._kept if (kept.tenant, kept.name) not in counted]
+        return found
 
     def _room(self, without: Agent | None = None) -> Room:
         host = self._host

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Requests, Resources, Restart, TenantLimits, TenantSpec
 from agentos_native.supervisor import admission
+from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.launcher_link import Replay
 from agentos_native.supervisor.lifecycle import Lifecycle
@@ -346,6 +349,73 @@ def test_removed_after_a_start_that_failed(tmp_path: Path) -> None:
         assert (await lifecycle.wait(second)).reason.startswith("network-failed")
         while not second.removed:
             await asyncio.sleep(0.01)
+
+    play(tmp_path, story)
+
+
+class Chaos:
+    """Starts, stops, removals, restarts, failures and changed limits, by chance."""
+
+    def __init__(self, lifecycle: Lifecycle, world: World, seed: int) -> None:
+        self._lifecycle, self._world = lifecycle, world
+        self._chance = random.Random(seed)
+        self._number = 0
+
+    async def act(self) -> None:
+        agents = list(self._lifecycle.host.agents)
+        number = self._chance.randrange(8)
+        with contextlib.suppress(AgentosError):
+            if number < 4 or not agents:
+                await self._run()
+            elif number == 7:
+                await self._change()
+            else:
+                agent = self._chance.choice(agents)
+                acts = (self._lifecycle.stop, self._lifecycle.restart, partial(self._lifecycle.remove, force=True))
+                await acts[number - 4](agent)
+
+    async def _run(self) -> None:
+        self._number += 1
+        chance = self._chance.choice
+        fields: dict[str, Any] = {"tenant": chance(["home", "work", "lab"]), "priority": chance(["high", "low"])}
+        asked = spec(f"a{self._number}", chance([0, 300, 900, 1900]), memory=chance([0, 1 << 28]), **fields)
+        await self._lifecycle.run(asked, wait=chance([True] * 9 + [False]))
+
+    async def _change(self) -> None:
+        chance = self._chance.choice
+        self._world.fail = chance([set(), set(), {"network"}])
+        limits = TenantLimits(agents=chance([1, 3, None]), cpu=chance([1000, None]))
+        await Applier(self._lifecycle).apply([TenantSpec(name=chance(["home", "lab"]), limits=limits)], dry_run=False)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_happens_nothing_is_promised_twice_and_nobody_is_forgotten(tmp_path: Path, seed: int) -> None:
+    async def watch(lifecycle: Lifecycle) -> None:
+        while True:
+            total = admission.promised(lifecycle.promised_specs(), lifecycle.host.tenants)
+            assert total.cpu <= 2000
+            assert total.memory <= 1 << 30
+            await asyncio.sleep(0)
+
+    async def moved(waiting: list[Agent]) -> None:
+        while all(agent.record.state == "queued" for agent in waiting):
+            await asyncio.sleep(0.01)
+
+    async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        chaos = Chaos(lifecycle, world, seed)
+        watcher = asyncio.create_task(watch(lifecycle))
+        for _ in range(10):
+            await asyncio.gather(*(chaos.act() for _ in range(6)))
+        assert not watcher.done(), watcher.result()
+        watcher.cancel()
+        world.fail = set()
+        known = {record.id for record in lifecycle.host.registry.agents()}
+        assert known == {agent.id for agent in lifecycle.host.agents}
+        while waiting := [agent for agent in lifecycle.host.agents if agent.record.state == "queued"]:
+            live = [agent for agent in lifecycle.host.agents if agent.live]
+            await asyncio.gather(*(lifecycle.stop(agent) for agent in live))
+            await asyncio.wait_for(moved(waiting), 5)
+        assert places(lifecycle) == []
 
     play(tmp_path, story)
 
