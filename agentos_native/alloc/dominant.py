@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from agentos_native.alloc import engines
-from agentos_native.alloc.members import HUNGRY, TIERS, Members
+from agentos_native.alloc.members import HUNGRY, TIERS, Members, sums
 from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
 
 LARGE_PARENT: Final = 1000
@@ -40,22 +40,23 @@ def _promises(members: Members) -> Floats:
     parts = members.parts
     if parts is None:
         parts = np.minimum(members.wanted, machine)[:, None] / machine
-    most = parts.max(axis=1, initial=0.0)
-    usage = np.asfortranarray(parts / np.where(most > 0, most, 1.0)[:, None])
+    most = np.zeros(len(parts))
+    for column in parts.T:
+        most = np.maximum(most, column)
+    usage = np.asfortranarray(parts) / np.where(most > 0, most, 1.0)[:, None]
     cpu = usage[:, 0] * machine
     floor = np.divide(members.floor, cpu, out=np.zeros_like(cpu), where=cpu > 0)
     floor = np.minimum(floor, most)
     parents = len(members.capacity)
-    of = members.group // TIERS
     # floors are promised: where they do not fit into a resource beside CPU it gives way
-    least = np.column_stack([segment_sum(floor * column, of, parents) for column in usage.T])
+    least = np.column_stack([sums(floor * column, members.starts[::TIERS]) for column in usage.T])
     capacity = np.maximum((members.capacity / machine)[:, None], least * (1.0 + 1e-9))
-    if len(of) >= LARGE_PARENT * parents or parents == 1:
-        scale = np.empty(len(of))
+    if len(floor) >= LARGE_PARENT * parents or parents == 1:
+        scale = np.empty(len(floor))
         for parent in range(parents):
             starts = members.starts[parent * TIERS : (parent + 1) * TIERS + 1]
             own = slice(int(starts[0]), int(starts[-1]))
-            filled = engines.dominant(
+            filled = engines.drf_fill(
                 members.weight[own],
                 np.asfortranarray(usage[own]),
                 floor[own],

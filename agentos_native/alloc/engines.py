@@ -2,6 +2,8 @@
 
 At up to some hundred agents NumPy takes a fraction of a millisecond, while loading numba costs half a second and more
 than 100 MB; so the caller decides if and when to load it (from a thread of its own: the switch is one assignment).
+The kernels of `drf` cost as much again: `load_compiled` loads them too only once `dominant` has been called, or when it
+is asked to.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ Waterfill = Callable[[Floats, Floats, Floats, Indices, Floats, Floats], tuple[Fl
 Engine = Literal["numpy", "numba"]
 
 
-class Dominant(Protocol):
+class DrfFill(Protocol):
     """`agentos_native.alloc.drf.fill`."""
 
     def __call__(
@@ -39,7 +41,8 @@ class Dominant(Protocol):
 class _Choice:
     name: Engine = "numpy"
     waterfill: Waterfill = staticmethod(_numpy.waterfill)
-    dominant: Dominant = staticmethod(_numpy_drf.fill)
+    drf_fill: DrfFill = staticmethod(_numpy_drf.fill)
+    drf_wanted = False
 
 
 def engine() -> Engine:
@@ -51,19 +54,29 @@ def load_compiled() -> bool:
     """Import numba and the compiled kernels and use them from now on; False where numba is not installed."""
     try:
         compiled = importlib.import_module("agentos_native.alloc.compiled")
-        compiled_drf = importlib.import_module("agentos_native.alloc.compiled_drf")
     except ImportError:
         return False
-    compiled_drf.kernel(np.float64)
-    _Choice.dominant = staticmethod(compiled_drf.fill)
+    if _Choice.drf_wanted:
+        load_compiled_drf()
     _Choice.waterfill, _Choice.name = staticmethod(compiled.waterfill), "numba"
+    return True
+
+
+def load_compiled_drf() -> bool:
+    """Compile, or load from the cache, the kernels of `drf` too; False where numba is not installed."""
+    try:
+        compiled = importlib.import_module("agentos_native.alloc.compiled_drf")
+    except ImportError:
+        return False
+    compiled.kernel(np.float64)
+    _Choice.drf_fill = staticmethod(compiled.fill)
     return True
 
 
 def use_numpy() -> None:
     """Go back to the NumPy engine."""
-    _Choice.dominant = staticmethod(_numpy_drf.fill)
     _Choice.waterfill, _Choice.name = staticmethod(_numpy.waterfill), "numpy"
+    _Choice.drf_fill = staticmethod(_numpy_drf.fill)
 
 
 def waterfill(
@@ -73,8 +86,17 @@ def waterfill(
     return _Choice.waterfill(weights, floors, ceilings, starts, budgets, guesses)
 
 
-def dominant(
-    weights: Floats, usage: Floats, floors: Floats, ceilings: Floats, starts: Indices, capacity: Floats
+def drf_fill(
+    weights: Floats,
+    usage: Floats,
+    floors: Floats,
+    ceilings: Floats,
+    starts: Indices,
+    capacity: Floats,
+    guesses: Floats | None = None,
 ) -> Filled:
-    """`agentos_native.alloc.drf.fill` by the engine in use."""
-    return _Choice.dominant(weights, usage, floors, ceilings, starts, capacity)
+    """`agentos_native.alloc.drf.fill` by the engine in use; the compiled one is loaded at its first use."""
+    _Choice.drf_wanted = True
+    if _Choice.name == "numba" and _Choice.drf_fill is _numpy_drf.fill:
+        load_compiled_drf()
+    return _Choice.drf_fill(weights, usage, floors, ceilings, starts, capacity, guesses)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from agentos_native.alloc.members import HUNGRY, TIERS, Division, Members
+from agentos_native.alloc.members import HUNGRY, TIERS, Division, Members, sums
 from agentos_native.alloc.policies import DRF, MAXMIN, divide, tier_budgets
-from agentos_native.alloc.waterfill import LARGE, SMALLEST_WEIGHT, Floats, Indices, segment_sum, segments_of
+from agentos_native.alloc.waterfill import LARGE, SMALLEST_WEIGHT, Floats, Indices
 
 __all__ = ["HUNGRY", "TIERS", "Problem", "Solution", "Warm", "clean", "solve", "tier_budgets"]
 
@@ -130,10 +130,11 @@ def _parts(problem: Problem, wanted: Floats) -> Floats | None:
     if problem.policy != DRF and not np.any(problem.tenant_policies == DRF):
         return None
     machine = max(problem.capacity, 1e-9)
-    cpu = np.minimum(wanted, machine)[:, None] / machine
-    if problem.profile is None:
-        return cpu
-    return np.hstack([cpu, np.clip(np.nan_to_num(problem.profile, nan=0.0), 0.0, 1.0)])
+    others = problem.profile if problem.profile is not None else np.zeros((len(wanted), 0))
+    parts = np.empty((len(wanted), 1 + others.shape[1]), order="F")
+    parts[:, 0] = np.minimum(wanted, machine) / machine
+    parts[:, 1:] = np.where(others > 0, np.minimum(others, 1.0), 0.0)  # NaN is none
+    return parts
 
 
 def _tenants(
@@ -154,12 +155,11 @@ def _tenants(
     return divide(members, np.array([problem.policy])), order
 
 
-def _parts_of_tenants(problem: Problem, parts: Floats, tenant_of: Indices) -> Floats:
+def _parts_of_tenants(problem: Problem, parts: Floats) -> Floats:
     """What tenants want of each resource: what their agents do, of CPU no more than their limit."""
-    tenants = len(problem.tenant_weight)
-    sums = np.column_stack([segment_sum(column, tenant_of, tenants) for column in parts.T])
-    sums[:, 0] = np.minimum(sums[:, 0], problem.tenant_ceiling / max(problem.capacity, 1e-9))
-    return sums
+    wanted = np.column_stack([sums(column, problem.starts[::TIERS]) for column in parts.T])
+    wanted[:, 0] = np.minimum(wanted[:, 0], problem.tenant_ceiling / max(problem.capacity, 1e-9))
+    return wanted
 
 
 def solve(problem: Problem, warm: Warm | None = None) -> Solution:
@@ -167,18 +167,17 @@ def solve(problem: Problem, warm: Warm | None = None) -> Solution:
     warm = warm if warm is not None else Warm()
     problem = clean(problem)
     tenants = len(problem.tenant_weight)
-    group_of = segments_of(problem.starts)
     wanted = np.minimum(problem.ceiling, problem.demand)
     floors = np.minimum(problem.floor, wanted)
 
     def groups(values: Floats) -> Floats:
-        return segment_sum(values, group_of, tenants * TIERS).reshape(tenants, TIERS)
+        return sums(values, problem.starts).reshape(tenants, TIERS)
 
     group_wanted, full = groups(wanted), groups(problem.floor)
     tenant_wanted = np.minimum(problem.tenant_ceiling, group_wanted.sum(axis=1))
     reserved = np.maximum(problem.tenant_floor, groups(floors).sum(axis=1))
     parts = _parts(problem, wanted)
-    of_tenants = None if parts is None else _parts_of_tenants(problem, parts, group_of // TIERS)
+    of_tenants = None if parts is None else _parts_of_tenants(problem, parts)
     above, order = _tenants(problem, np.minimum(reserved, tenant_wanted), tenant_wanted, of_tenants, warm)
     tenant_share, tenant_floor = np.empty(tenants), np.empty(tenants)
     tenant_share[order], tenant_floor[order] = above.share, above.promise

@@ -7,12 +7,21 @@ from typing import Final
 
 import numpy as np
 
-from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum, segments_of
+from agentos_native.alloc.waterfill import Floats, Indices, Truths, segments_of
 
 TIERS: Final = 5
 """system, high, normal, low, idle: the index is the rank, 0 goes first."""
 HUNGRY: Final = 1e-6
 """CPUs: whoever is this far below its ceiling wants more than it has."""
+
+
+def sums(values: Floats, starts: Indices) -> Floats:
+    """Of each segment of consecutive members; `starts` of the segments, and n."""
+    result = np.zeros(len(starts) - 1)
+    some = starts[1:] > starts[:-1]
+    if len(values):
+        result[some] = np.add.reduceat(values, starts[:-1][some])
+    return result
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Members:
 
     def tiers(self, values: Floats) -> Floats:
         """Sums over the groups, shape (P, TIERS)."""
-        return segment_sum(values, self.group, len(self.starts) - 1).reshape(-1, TIERS)
+        return sums(values, self.starts).reshape(-1, TIERS)
 
     def of(self, chosen: Truths) -> tuple[Members, Truths]:
         """The members of the chosen parents (P,) alone, and which they are, shape (n,)."""
