@@ -33,7 +33,7 @@ def estimate(used: Floats, stalled: Floats) -> Floats:
         used: CPUs used on average.
         stalled: fraction of the time in which the group waited for a CPU (NaN: unknown, see `without_pressure`).
     """
-    waited = np.clip(np.nan_to_num(stalled), 0.0, 1.0)
+    waited = np.clip(np.where(np.isnan(stalled), 0.0, stalled), 0.0, 1.0)
     unlimited = waited > SATURATED
     return np.where(unlimited, np.inf, used / np.where(unlimited, 1.0, 1.0 - waited))
 
