@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 
 from agentos_native import alloc
 from agentos_native.alloc import demand
+from agentos_native.alloc.policies import DRF
 from agentos_native.alloc.waterfill import Floats, Indices
 from agentos_native.simulation.crowd import RUNNING, WAITING, Crowd, check_fits
 from agentos_native.simulation.door import Door
@@ -220,6 +221,8 @@ class Simulation:
         """Shares and weights of everything, unless they are the same as before."""
         crowd, state, machine = self._crowd, self._state, self._machine
         problem = crowd.problem("cpu", machine.cpus, self._estimate[crowd.order], self._policy)
+        if DRF in problem.tenant_policies or problem.policy == DRF:
+            problem = replace(problem, profile=self._profile())
         if not _same(problem, state.problems.get("cpu")):
             self.computed += 1
             state.problems["cpu"] = problem
@@ -233,12 +236,24 @@ class Simulation:
                     state.shares = {**state.shares, name: alloc.solve(problem).share}
 
 
+    def _profile(self) -> Floats | None:
+        """The parts of the machine's memory and network that each wants: ``drf`` looks at them."""
+        machine, order = self._machine, self._crowd.order
+        columns = []
+        for name, capacity in (("memory", machine.memory), ("network", machine.network)):
+            if capacity is not None:
+                part = self._crowd.resources[name]
+                columns.append(np.clip(np.minimum(part.want[order], part.ceiling[order]) / capacity, 0.0, 1.0))
+        return np.stack(columns, axis=1) if columns else None
+
+
 def _same(one: alloc.Problem, other: alloc.Problem | None) -> bool:
     """Whether the allocator is asked the same thing as before."""
     if other is None:
         return False
-    arrays = ("starts", "demand", "weight", "floor", "ceiling")
+    arrays = ("starts", "demand", "weight", "floor", "ceiling", "profile")
     return all(
-        getattr(one, name) is getattr(other, name) or np.array_equal(getattr(one, name), getattr(other, name))
+        getattr(one, name) is getattr(other, name)
+        or (getattr(other, name) is not None and np.array_equal(getattr(one, name), getattr(other, name)))
         for name in arrays
     )

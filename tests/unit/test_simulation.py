@@ -310,6 +310,18 @@ def test_each_policy_divides_in_its_own_way(policy: Any, shares: list[float]) ->
     assert entitled == pytest.approx(shares, abs=0.01)
 
 
+def test_dominant_fairness_sees_the_memory_that_agents_want() -> None:
+    """The paper's example: 9 CPUs and 18 GiB, one wants (1, 4) for each task, the other (3, 1): 3 and 6 CPUs."""
+    text = "time,agent,cpu,memory\n0,memory,4.5,18Gi\n0,cpu,9,3Gi\n"
+    machine = Machine(9.0, memory=18.0 * 1024)
+    by_policy = {}
+    for policy in ("maxmin", "drf"):
+        _, agents = simulated(text, machine, policy=policy, until=30.0)
+        by_policy[policy] = [agents[f"default/{name}"]["entitled"][-1] for name in ("memory", "cpu")]
+    assert by_policy["maxmin"] == pytest.approx([4.5, 4.5], abs=0.01)
+    assert by_policy["drf"] == pytest.approx([3.0, 6.0], abs=0.01)
+
+
 @pytest.mark.parametrize("engine", ["numpy", "numba"])
 def test_many_agents_of_one_line_get_the_same(engine: str) -> None:
     if engine == "numba":
