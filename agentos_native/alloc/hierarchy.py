@@ -12,6 +12,7 @@ Agents compare with agents of their own tenant only, as siblings of a cgroup do.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from agentos_native.alloc.policies import DRF, MAXMIN, divide, tier_budgets
 from agentos_native.alloc.waterfill import LARGE, SMALLEST_WEIGHT, Floats, Indices
 
 __all__ = ["HUNGRY", "TIERS", "Problem", "Solution", "Warm", "clean", "solve", "tier_budgets"]
+
+
+NOTHING: Final = 1e-9
+"""Of the machine: whoever wants less of a resource does not use it."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +138,8 @@ def _parts(problem: Problem, wanted: Floats) -> Floats | None:
     others = problem.profile if problem.profile is not None else np.zeros((len(wanted), 0))
     parts = np.empty((len(wanted), 1 + others.shape[1]), order="F")
     parts[:, 0] = np.minimum(wanted, machine) / machine
-    parts[:, 1:] = np.where(others > 0, np.minimum(others, 1.0), 0.0)  # NaN is none
-    return parts
+    parts[:, 1:] = others
+    return np.where(parts > NOTHING, np.minimum(parts, 1.0), 0.0)  # NaN is none
 
 
 def _tenants(
