@@ -12,6 +12,7 @@ import pytest
 from agentos_native.alloc import use_numpy
 from agentos_native.cgroup import CgroupMount, GroupRef, Tree
 from agentos_native.cgroup.memory_files import (
+    RESTING,
     Descriptors,
     MachineMemory,
     MemoryGroup,
@@ -314,6 +315,24 @@ class TestFiles:
         assert budget.left == 0
         group.close()
         assert budget.left == 2
+
+    def test_a_quiet_groups_statistics_are_read_seldom(self, machine: Machine) -> None:
+        member = machine.member(1)
+        machine.set(member, anon=100)
+        group = MemoryGroup(member.path, Descriptors())
+        machine.set(member, anon=100, cold=0)
+        assert group.read() is not None
+        Path(member.path, "memory.stat").write_text("anon 7\ninactive_file 0\nactive_file 0\n")
+        seen = [sample.anon for _ in range(RESTING + 1) if (sample := group.read()) is not None]
+        assert seen == [100 * MIB] * RESTING + [7]
+        machine.set(member, anon=102)  # something has happened
+        sample = group.read()
+        assert sample is not None
+        assert sample.anon == 102 * MIB
+        machine.set(member, anon=102, stalled=0.1, refaults=3)
+        sample = group.read()
+        assert sample is not None
+        assert sample.refaults == 3
 
     def test_the_lowest_limit_above(self, tmp_path: Path) -> None:
         (tmp_path / "a/b").mkdir(parents=True)
