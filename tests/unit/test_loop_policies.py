@@ -129,7 +129,7 @@ def test_controllers_are_asked_only_for_drf(loop: Loop) -> None:
         return {name: row.entitled for name, row in loop.rows().items()}
 
     for policy in ("maxmin", "utility", "priority", None):
-        after(TenantSpec(name="home", policy=cast("Policy | None", policy)))
+        after(TenantSpec(name="home", policy=policy))
     assert told.asked == 0
     divided = after(TenantSpec(name="home", policy="drf", limits=TenantLimits(cpu=1800)))
     assert told.asked == 3
