@@ -6,8 +6,7 @@ agent's scale is a straight line unless one of its two bends (floor/w, ceiling/w
 Everybody else's use is then interpolated exactly, and Newton's method runs over the few only (`_settle`). The second
 pass writes the scales. A level outside the bracket costs another sweep, of a wider bracket at a better place.
 
-No pass divides, and none branches on an agent, so all vectorise. Sums are blocked: lanes of a block in the arrays' own
-precision, blocks in doubles; so 32-bit arrays lose only what their own rounding loses.
+No pass divides, and none branches on an agent, so all vectorise (see `blocks`).
 
 Several tiers are swept before the first is settled, since a tier may use what the *floors* of later ones leave.
 Agents that do not use the resource that ran out first go on as a compacted copy (`_go_on`).
@@ -22,21 +21,11 @@ from typing import Any, Final
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
+from agentos_native.alloc.blocks import BLOCK, BRACKET, Reals, clip, helper, note, vectorised
 from agentos_native.alloc.drf import EPSILON, MAX_STEPS, Filled
 from agentos_native.alloc.waterfill import LARGE, Floats, Indices
 
-Reals = NDArray[Any]
-"""float64 or float32; all arrays of agents of one call alike."""
-
-_FAST = {"reassoc", "contract", "nsz"}  # sums may be reordered, which vectorises them; NaN and ∞ keep their meaning
-_helper = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # only kernels call it: half the compiling
-_vectorised = njit(nogil=True, fastmath=_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-BLOCK: Final = 512
-"""Agents whose intermediate values fit the first-level cache."""
-BRACKET: Final = 1 / 64
-"""Half the width of the first bracket, relative: wider catches more drift of the level, but has more bends inside."""
 WIDEST: Final = 0.5
 FEW: Final = 8
 """Bends in fewer than one agent of so many are settled at once; else a narrower sweep is cheaper, twice at most."""
@@ -45,7 +34,7 @@ _AGENTS: Final = "f{0}[::1], f{0}[:, ::1], f{0}[::1], f{0}[::1]"
 _FILL: Final = f"b1({_AGENTS}, i8[::1], f8[::1], f8[:, ::1], b1, f{{0}}[::1], f8[:, ::1], f8[::1])"
 
 
-@_vectorised
+@vectorised
 def _bend(
     weights: Reals, floors: Reals, ceilings: Reals, low: float, high: float, at_low: Reals, at_high: Reals, bent: Reals
 ) -> None:
@@ -60,7 +49,7 @@ def _bend(
         at_high[i] = y if y < ceiling else ceiling
 
 
-@_vectorised
+@vectorised
 def _dot(one: Reals, other: Reals) -> Any:
     total = one.dtype.type(0)
     for i in range(len(one)):
@@ -68,7 +57,7 @@ def _dot(one: Reals, other: Reals) -> Any:
     return total
 
 
-@_vectorised
+@vectorised
 def _dots(one: Reals, other: Reals, at_low: Reals, at_high: Reals) -> Any:
     """Two columns at once: each scale is loaded half as often."""
     none = one.dtype.type(0)
@@ -81,19 +70,7 @@ def _dots(one: Reals, other: Reals, at_low: Reals, at_high: Reals) -> Any:
     return one_low, one_high, other_low, other_high
 
 
-@_helper
-def _note(words: Reals, bent: Reals, base: int, inside: Indices, count: int) -> int:
-    """Append to `inside` which of a block's agents are bent, eight looked at together."""
-    for word in range(len(words)):
-        if words[word] != 0:
-            for i in range(8 * word, 8 * word + 8):
-                if bent[i]:
-                    inside[count] = base + i
-                    count += 1
-    return count
-
-
-@_helper
+@helper
 def _sweep(
     agents: Any, begin: int, end: int, low: float, high: float, sums: Floats, inside: Indices, floors_too: bool
 ) -> int:
@@ -124,11 +101,11 @@ def _sweep(
         if floors_too:
             for j in range(len(columns)):
                 sums[2, j] += _dot(columns[j, first:last], block)
-        count = _note(words, bent, first, inside, count)
+        count = note(words, bent, first, inside, count)
     return count
 
 
-@_helper
+@helper
 def _totals(columns: Reals, values: Reals, begin: int, end: int, sums: Floats) -> None:
     """Use of each resource when agents stand at `values`."""
     sums[:] = 0.0
@@ -138,15 +115,7 @@ def _totals(columns: Reals, values: Reals, begin: int, end: int, sums: Floats) -
             sums[j] += _dot(columns[j, first:last], values[first:last])
 
 
-@_vectorised
-def _clip(weights: Reals, floors: Reals, ceilings: Reals, level: float, scales: Reals) -> None:
-    for i in range(len(weights)):
-        x = weights[i] * level
-        x = x if x > floors[i] else floors[i]
-        scales[i] = x if x < ceilings[i] else ceilings[i]
-
-
-@_helper
+@helper
 def _all_use(column: Reals) -> bool:
     none = 0
     for i in range(len(column)):
@@ -154,7 +123,7 @@ def _all_use(column: Reals) -> bool:
     return none == 0
 
 
-@_helper
+@helper
 def _fits(use: Floats, budget: Floats) -> bool:
     over = 0
     for j in range(len(use)):
@@ -162,7 +131,7 @@ def _fits(use: Floats, budget: Floats) -> bool:
     return over == 0
 
 
-@_helper
+@helper
 def _most_overdrawn(use: Floats, budget: Floats) -> int:
     worst, resource = -np.inf, 0
     for j in range(len(use)):
@@ -172,7 +141,7 @@ def _most_overdrawn(use: Floats, budget: Floats) -> int:
     return resource
 
 
-@_helper
+@helper
 def _between(low: float, high: float) -> float:
     """A point inside a bracket, by ratio where it spans several binary orders."""
     if high == np.inf:
@@ -182,7 +151,7 @@ def _between(low: float, high: float) -> float:
     return np.sqrt(low) * np.sqrt(high) if high > 4.0 * low else low + 0.5 * (high - low)
 
 
-@_helper
+@helper
 def _secant(low: float, high: float, sums: Floats, budget: Floats) -> float:
     """Where the first resource runs out if all go on as between the bracket's ends."""
     lowest = np.inf
@@ -193,7 +162,7 @@ def _secant(low: float, high: float, sums: Floats, budget: Floats) -> float:
     return lowest
 
 
-@_helper
+@helper
 def _take_out(agents: Any, inside: Indices, low: float, high: float, sums: Floats) -> tuple[Floats, Floats]:
     """The bent agents as a matrix of doubles (rows: weight, floor, ceiling, then usage), and all others' straight
     lines: their use at the bracket's low end, and by how much it rises for each unit of level."""
@@ -216,7 +185,7 @@ def _take_out(agents: Any, inside: Indices, low: float, high: float, sums: Float
     return few, line
 
 
-@_vectorised
+@vectorised
 def _evaluate(few: Floats, line: Floats, rise: float, level: float, moving: Floats, at: Floats) -> None:
     """`at` rows: use of each resource at `level` (`rise` above the bracket's low end), slopes to its right and left."""
     weights, floors, ceilings = few[0], few[1], few[2]
@@ -233,7 +202,7 @@ def _evaluate(few: Floats, line: Floats, rise: float, level: float, moving: Floa
         at[2, j] = line[1, j] + _dot(column, left)
 
 
-@_helper
+@helper
 def _candidate(at: Floats, budget: Floats) -> tuple[float, int]:
     """The lowest of all resources' Newton steps, and whose it is; −∞ where one is overdrawn on a flat piece."""
     lowest, resource = np.inf, 0
@@ -246,10 +215,10 @@ def _candidate(at: Floats, budget: Floats) -> tuple[float, int]:
     return lowest, resource
 
 
-@_helper
+@helper
 def _settle(
     agents: Any, inside: Indices, low: float, high: float, sums: Floats, budget: Floats
-) -> tuple[float, int]:
+) -> Any:
     """The level inside a bracket at which the first resource runs out, and which; `sums` row 0: the use at it."""
     few, line = _take_out(agents, inside, low, high, sums)
     moving, at = np.empty((3, len(inside))), np.empty((3, len(budget)))
@@ -279,7 +248,7 @@ def _settle(
     return level + step, resource
 
 
-@_helper
+@helper
 def _search(
     agents: Any, begin: int, end: int, budget: Floats, low: float, swept: Any, sums: Floats, inside: Indices
 ) -> tuple[float, int]:
@@ -312,7 +281,8 @@ def _search(
             unsure, low = False, right
         else:
             if count * FEW <= end - begin + BLOCK or narrowed == 2:
-                return _settle(agents, inside[:count], left, right, sums, budget)
+                answer: tuple[float, int] = _settle(agents, inside[:count], left, right, sums, budget)
+                return answer
             low, high, narrowed = left, right, narrowed + 1
         width = min(4.0 * width, WIDEST) if over or under else BRACKET
         level = _secant(left, right, sums, budget)
@@ -322,7 +292,7 @@ def _search(
     return low, _most_overdrawn(sums[1], budget)
 
 
-@_helper
+@helper
 def _first_guess(agents: Any, begin: int, end: int, budget: Floats, low: float, guesses: Floats, sums: Floats) -> float:
     """The lowest earlier level that may still come; without one, the level if there were no floors and ceilings."""
     guess = np.inf
@@ -338,7 +308,7 @@ def _first_guess(agents: Any, begin: int, end: int, budget: Floats, low: float, 
     return max(guess, low * (1.0 + BRACKET)) if 0.0 < guess < np.inf else _between(low, np.inf)
 
 
-@_helper
+@helper
 def _compact(
     agents: Any, begin: int, end: int, shut: Any, scales: Reals, left: Floats, index: Indices
 ) -> Any:
@@ -364,7 +334,7 @@ def _compact(
     return weights[kept], usage, floors[kept], ceilings[kept]
 
 
-@_helper
+@helper
 def _go_on(
     agents: Any, begin: int, end: int, budget: Floats, level: float, guesses: Floats, scales: Reals, levels: Floats
 ) -> None:
@@ -389,7 +359,7 @@ def _go_on(
             return
 
 
-@_helper
+@helper
 def _tier(
     agents: Any, begin: int, end: int, budget: Floats, closed: Any, guesses: Floats, swept: Floats, sums: Floats,
     inside: Indices, scales: Reals, levels: Floats
@@ -419,14 +389,14 @@ def _tier(
             return
         levels[resource] = level
         part = slice(begin, end)
-        _clip(weights[part], floors[part], ceilings[part], weights.dtype.type(level), scales[part])
+        clip(weights[part], floors[part], ceilings[part], weights.dtype.type(level), scales[part])
         if _all_use(columns[resource, begin:end]):
             return
     _go_on(agents, begin, end, budget, level, guesses, scales, levels)
     _totals(columns, scales, begin, end, sums[0])
 
 
-@_helper
+@helper
 def _sweep_tier(
     agents: Any, begin: int, end: int, guesses: Floats, swept: Floats, sums: Floats, inside: Indices, first: bool
 ) -> None:
@@ -444,7 +414,7 @@ def _sweep_tier(
         _totals(agents[1], agents[2], begin, end, sums[2])
 
 
-@_helper
+@helper
 def _short(agents: Any, begin: int, end: int, swept: Floats, sums: Floats, left: Floats) -> bool:
     """Whether the first tier's floors do not fit in what the others' leave; summed only where its sweep cannot tell."""
     if swept[3] >= 0 and _fits(sums[0], left):

@@ -86,7 +86,8 @@ def _candidate(level: float, surplus: Floats, right: Floats, left: Floats) -> tu
     """The lowest of all resources' Newton steps, and whose it is; −∞ where one is overdrawn on a flat piece."""
     slope = np.where(surplus > 0, left, right)
     flat = np.where(surplus > 0, -np.inf, np.inf)
-    steps = np.divide(-surplus, slope, out=flat, where=slope > 0)
+    with np.errstate(over="ignore"):  # a slope may be next to nothing: then the step is infinite, as on a flat piece
+        steps = np.divide(-surplus, slope, out=flat, where=slope > 0)
     lowest = int(np.argmin(steps))
     return level + float(steps[lowest]), lowest
 
