@@ -126,8 +126,12 @@ class MemoryGroup:
                 self._descriptors.left += 1
             self._kept.clear()
 
-    def _read(self, name: str) -> bytes:
-        """The file's text, empty where the file is not there; raises OSError ENODEV when the group is gone."""
+    def _read(self, name: str, *, keep: bool = True) -> bytes:
+        """The file's text, empty where there is no such file; it stays open, to `keep`, if the budget allows.
+
+        Raises:
+            OSError: ENODEV when the group is gone.
+        """
         fd = self._kept.get(name, -1)
         if fd >= 0:
             return os.pread(fd, _BUFFER, 0)
@@ -142,7 +146,7 @@ class MemoryGroup:
             if isinstance(error, OSError) and error.errno == errno.EOPNOTSUPP:  # psi=0
                 return b""
             raise
-        if self._descriptors.left > 0:
+        if keep and self._descriptors.left > 0:
             self._kept[name] = fd
             self._descriptors.left -= 1
         else:
@@ -180,7 +184,7 @@ class MemoryGroup:
     def cpu_usage(self) -> int:
         """µs of CPU time used so far; -1 when it cannot be read."""
         with self._lock, contextlib.suppress(OSError):
-            return -1 if self._closed else value_of(self._read("cpu.stat"), b"usage_usec")
+            return -1 if self._closed else value_of(self._read("cpu.stat", keep=False), b"usage_usec")
         return -1
 
     def high(self) -> int | None:

@@ -287,9 +287,9 @@ programs = st.builds(
 @given(st.lists(programs, min_size=1, max_size=5), st.floats(600, 3000))
 def test_a_steady_load_comes_to_rest_within_capacity(load: list[Program], size: float) -> None:
     world = World([replace(program) for program in load], size * MIB)
-    world.turns(250)
+    world.turns(200)
     world.writes = 0
-    outcome = world.turns(100)
+    outcome = world.turns(50)
     assert world.writes == 0
     fixed = np.array([program.has_anon for program in world.programs])
     assert outcome.share.sum() <= outcome.capacity * (1 + 1e-9)

@@ -120,6 +120,7 @@ class MemoryController:
             slot = self._slots.add(agent_of(member.agent_id, member)).slot
             self._grow()
             self._groups[slot] = group = MemoryGroup(member.path, self._descriptors)
+            group.read()  # which opens its files now and not at some later turn
             self._meter.reset(slot)
             for name, fresh in (("_state", memory.initial(1)), ("_reclaim", memory.no_reclaim(1))):
                 put(getattr(self, name), np.array([slot]), fresh)
