@@ -21,6 +21,7 @@ BENCHES: Final = {
     "tick": "one turn of the tick over 1000 groups, against bare preads",
     "startup": "from the supervisor's start to its first allocation, and the compiled engine's arrival and memory",
     "loop": "one mixed load under the loop, static weights, Kubernetes' way and nothing",
+    "alloc": "the allocator's engines against two passes over memory, and against HiGHS",
     "cli": "processor time of --help and ps",
 }
 
