@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import operator
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -80,8 +81,10 @@ class Queue:
             and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
         ]
         if self._kept:
-            counted = {(spec.tenant, spec.name) for spec in found}
-            found += [kept for kept in self._kept if (kept.tenant, kept.name) not in counted]
+            kept = {(spec.tenant, spec.name): spec for spec in self._kept}
+            for spec in found:
+                kept.pop((spec.tenant, spec.name), None)
+            found += kept.values()
         return found
 
     def _room(self, without: Agent | None = None) -> Room:
@@ -97,17 +100,8 @@ class Queue:
         try:
             yield
         finally:
-            for spec in kept:
-                self._drop_kept(spec)
+            self._kept = [spec for spec in self._kept if not any(spec is one for one in kept)]
             self.wake()
-
-    def _drop_kept(self, spec: AgentSpec) -> AgentSpec | None:
-        """What was kept for the agent of this name; no longer."""
-        for kept in self._kept:
-            if (kept.tenant, kept.name) == (spec.tenant, spec.name):
-                self._kept.remove(kept)
-                return kept
-        return None
 
     # -- asking for room -----------------------------------------------------------------------------------------
 
@@ -150,12 +144,14 @@ class Queue:
         return False
 
     def _inherits(self, agent: Agent) -> bool:
-        """Whether its room was kept, and it asks for no more than that."""
-        kept = self._drop_kept(agent.record.spec)
-        if kept is None or agent.record.slot < 0:
-            return False
-        had, wants = kept.resources.requests, agent.record.spec.resources.requests
-        return wants.cpu <= had.cpu and wants.memory <= had.memory
+        """Whether its room was kept, and it asks for no more than that; if for more, what was kept is given up."""
+        spec = agent.record.spec
+        mine = [kept for kept in self._kept if (kept.tenant, kept.name) == (spec.tenant, spec.name)]
+        wants = admission.asked(spec, slot=agent.record.slot < 0)
+        if any(all(map(operator.le, wants, admission.asked(kept))) for kept in mine):
+            return True
+        self._kept = [kept for kept in self._kept if kept not in mine]
+        return False
 
     def _check_may_wait(self, agent: Agent, entry: Entry, wait: bool) -> None:
         spec = agent.record.spec

@@ -404,7 +404,7 @@ def test_whatever_happens_nothing_is_promised_twice_and_nobody_is_forgotten(tmp_
     async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         chaos = Chaos(lifecycle, world, seed)
         watcher = asyncio.create_task(watch(lifecycle))
-        for _ in range(10):
+        for _ in range(7):
             await asyncio.gather(*(chaos.act() for _ in range(6)))
         assert not watcher.done(), watcher.result()
         watcher.cancel()
