@@ -22,7 +22,7 @@ import numpy as np
 from agentos_native.spec.model import AgentSpec, Limits, Requests, Resources, TenantSpec
 
 MIB: Final = 1 << 20
-MEMORY: Final = 84 * MIB
+MEMORY: Final = 72 * MIB
 """Of the group that everything runs in, whatever the regime."""
 CORPUS: Final = 6 * MIB
 DATASET: Final = 24 * MIB
