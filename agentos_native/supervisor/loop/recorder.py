@@ -52,6 +52,7 @@ class Recorder:
         self._members: dict[str, Member] = {}
         self._agents: tuple[Agent, ...] | None = None
         self._roster = Roster((), ())
+        self._told: set[str] = set()
         self.writer = Writer(os.path.join(state_dir, DIRECTORY), limit, warn, self._sample)
 
     def start(self, controllers: Sequence[Controller] = ()) -> None:
@@ -107,12 +108,15 @@ class Recorder:
         """What each of the other controllers gives now."""
         for controller in self._controllers:
             try:
-                rows = {agent_id: _numbers(row) for agent_id, row in controller.rows().items()}
+                rows = controller.rows()
+                known = {agent_id: _numbers(row) for agent_id, row in rows.items() if row.get("measured") is not None}
             except Exception as error:  # whatever is wrong with one resource, the others are recorded
-                _log.debug("no rows of %s: %s", controller.resource, error)
+                if controller.resource not in self._told:
+                    self._told.add(controller.resource)
+                    _log.warning("%s is not recorded: %s: %s", controller.resource, type(error).__name__, error)
                 continue
-            if rows:
-                yield Rows(time.time(), controller.resource, rows)
+            if known:
+                yield Rows(time.time(), controller.resource, known)
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
