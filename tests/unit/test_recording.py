@@ -47,7 +47,7 @@ def roster_of(agents: int, tenants: int = 2) -> Roster:
 
 
 class Source:
-    """Turns of a made-up machine: each goes on from the one before, as the tick's do."""
+    """Turns of a made-up machine, by every policy: each goes on from the one before, as the tick's do."""
 
     def __init__(self, seed: int, agents: int = 7, tenants: int = 2) -> None:
         self.random = np.random.default_rng(seed)
@@ -75,6 +75,9 @@ class Source:
             floor=np.full(n, 0.1),
             ceiling=np.full(n, np.inf),
             demand=demand,
+            policy=int(self.random.integers(0, 4)),
+            tenant_policy=self.random.integers(0, 4, tenants),
+            profile=self.random.random((n, 2)) if self.random.random() < 0.9 else None,
         )
         seen = Experience(self._floats(0.5), self._floats(0.5)) if self.random.random() < 0.8 else None
         inputs = Inputs(problem, self.warm, self.trims, seen, 2.0, 1.0)
