@@ -228,9 +228,9 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(directory: Path, node: str) -> Iterator[Place]:
+def place(directory: Path, node: str, kind: type[Place] = Place) -> Iterator[Place]:
     """A place with an image in its store, and no supervisor. The node's name is this process's own on the machine."""
-    made = Place(directory, f"{node[:7]}{os.getpid()}")
+    made = kind(directory, f"{node[:7]}{os.getpid()}")
     try:
         launcher = made.start()
         made.import_image()

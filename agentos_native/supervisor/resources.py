@@ -101,5 +101,5 @@ def warnings(spec: AgentSpec, controllers: Collection[str]) -> list[str]:
     """What the spec wishes for and this host will ignore; wishes are not refused."""
     found = []
     if "cpu" not in controllers and (spec.weight != AgentSpec(name="x", image="x").weight or spec.priority != "normal"):
-        found.append("weight and priority have no effect: cgroup v2 has no cpu controller on this host")
+        found.append("weight and priority have no effect on CPU: cgroup v2 has no cpu controller on this host")
     return found
