@@ -2,13 +2,14 @@
 
 At up to some hundred agents NumPy takes a fraction of a millisecond, while loading numba costs half a second and more
 than 100 MB; so the caller decides if and when to load it (from a thread of its own: the switch is one assignment).
-The kernels of `drf` cost as much again: `load_compiled` loads them too only once `dominant` has been called, or when it
-is asked to.
+The kernels of `drf` cost as much again, so they are loaded only once `drf_fill` has been called: by `load_compiled`, or
+if that was before, by a thread, since the caller may be a tick that cannot wait. Until then NumPy fills.
 """
 
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -76,7 +77,7 @@ def load_compiled_drf() -> bool:
 def use_numpy() -> None:
     """Go back to the NumPy engine."""
     _Choice.waterfill, _Choice.name = staticmethod(_numpy.waterfill), "numpy"
-    _Choice.drf_fill = staticmethod(_numpy_drf.fill)
+    _Choice.drf_fill, _Choice.drf_wanted = staticmethod(_numpy_drf.fill), False
 
 
 def waterfill(
@@ -95,8 +96,8 @@ def drf_fill(
     capacity: Floats,
     guesses: Floats | None = None,
 ) -> Filled:
-    """`agentos_native.alloc.drf.fill` by the engine in use; the compiled one is loaded at its first use."""
+    """`agentos_native.alloc.drf.fill` by the engine in use."""
+    if _Choice.name == "numba" and not _Choice.drf_wanted:
+        threading.Thread(target=load_compiled_drf, name="compile", daemon=True).start()
     _Choice.drf_wanted = True
-    if _Choice.name == "numba" and _Choice.drf_fill is _numpy_drf.fill:
-        load_compiled_drf()
     return _Choice.drf_fill(weights, usage, floors, ceilings, starts, capacity, guesses)

@@ -9,12 +9,13 @@ import sys
 import time
 
 from agentos_native import alloc
+from agentos_native.alloc import engines
 from agentos_native.cgroup import sensors
 
 
 def main() -> int:
     began = time.perf_counter()
-    if not (alloc.load_compiled(everything=True) and sensors.use_compiled()):
+    if not (alloc.load_compiled() and engines.load_compiled_drf() and sensors.use_compiled()):
         print("numba is not installed: the NumPy engine stays in use", file=sys.stderr)
         return 1
     print(f"compiled kernels ready in {time.perf_counter() - began:.2f} s")
