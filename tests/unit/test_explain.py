@@ -156,12 +156,13 @@ def recompute(figures: Figures, agent_id: str) -> None:
     check_members(tenants)
     for member in tenants["members"]:
         assert close(member["ceiling"], min(or_infinite(member["limit"]), member["agents_wanted"]))
-        assert close(member["floor"], min(max(member["request"], member["agents_floor"]), member["ceiling"]))
+        floor = min(max(member["request"], member["agents_floor"]), member["ceiling"])
+        assert close(member["floor"], floor) or (tenants["policy"] == "drf" and member["floor"] > floor)
     tenant = next(member for member in tenants["members"] if member["tenant"] == figures["tenant"])
     assert close(own["capacity"], tenant["share"])
     assert close(check_priorities(own["capacity"], own["priorities"]), tenant["share"])
     assert close(sum(row["wanted"] for row in own["priorities"]), tenant["agents_wanted"])
-    if own["policy"] != "priority":
+    if own["policy"] in ("maxmin", "utility"):
         assert close(sum(row["floor"] for row in own["priorities"]), tenant["agents_floor"])
     level = figures["agents"]
     row = next(row for row in own["priorities"] if row["tier"] == figures["tier"])

@@ -136,6 +136,7 @@ def _tenants(solved: Solved, tier: int) -> Figures:
     members: list[Figures] = []
     for index in np.flatnonzero((problem.tenant_tier == tier) & (solution.tenant_wanted > 0)).tolist():
         tenant = solved.tenants[index]
+        own = slice(int(problem.starts[index * TIERS]), int(problem.starts[(index + 1) * TIERS]))
         share, floor, ceiling = (
             float(values[index]) for values in (solution.tenant_share, solution.tenant_floor, solution.tenant_wanted)
         )
@@ -145,7 +146,7 @@ def _tenants(solved: Solved, tier: int) -> Figures:
                 "weight": float(problem.tenant_weight[index]),
                 "request": tenant.request,
                 "limit": finite(tenant.limit),
-                "agents_floor": float(solution.group_floor[index].sum()),
+                "agents_floor": float(np.minimum(problem.floor[own], solution.wanted[own]).sum()),
                 "agents_wanted": float(solution.group_wanted[index].sum()),
                 "floor": floor,
                 "ceiling": ceiling,

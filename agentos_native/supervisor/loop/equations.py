@@ -24,7 +24,7 @@ def level_equations(figures: Figures, name: Namer, unit: str = "") -> list[str]:
     lines = [f"machine: {_n(machine['capacity'])} {unit}".rstrip() + f", of which nobody wants {_n(machine['slack'])}"]
     lines += _priorities(machine["capacity"], machine["priorities"])
     lines.append(f"tenants of priority {tenants['tier']}: {_head(tenants)}")
-    lines += _members(tenants, lambda member: str(member["tenant"]))
+    lines += _members(tenants, lambda member: str(member["tenant"]), tenants["policy"] == "drf")
     own = figures["priorities"]
     lines.append(f"priorities within {figures['tenant']}: {_n(own['capacity'])}")
     lines += _priorities(own["capacity"], own["priorities"])
@@ -81,16 +81,15 @@ def _members(level: Figures, name: Callable[[Figures], str], promised: bool = Fa
 
 def _bounds(member: Figures, promised: bool) -> str:
     """Where floor and ceiling come from."""
-    floor, ceiling, limit = _n(member["floor"]), _n(member["ceiling"]), _n(member["limit"])
+    floor, ceiling, limit, request = (_n(member[key]) for key in ("floor", "ceiling", "limit", "request"))
     if "demand" in member:
-        request = f"min(reservation {_n(member['request'])}, ceiling)"
-        source = f"what dominant fairness promises, at least {request}" if promised else request
-        return f"ceiling {ceiling} = min(limit {limit}, demand {_n(member['demand'])}), floor {floor} = {source}"
-    own = f"max(reservation {_n(member['request'])}, its agents' {_n(member['agents_floor'])})"
-    return (
-        f"ceiling {ceiling} = min(limit {limit}, its agents' {_n(member['agents_wanted'])}),"
-        f" floor {floor} = min({own}, ceiling)"
-    )
+        wanted, reserved = f"demand {_n(member['demand'])}", f"reservation {request}"
+    else:
+        wanted = f"its agents' {_n(member['agents_wanted'])}"
+        reserved = f"max(reservation {request}, its agents' {_n(member['agents_floor'])})"
+    source = f"min({reserved}, ceiling)"
+    source = f"what dominant fairness promises, at least {source}" if promised else source
+    return f"ceiling {ceiling} = min(limit {limit}, {wanted}), floor {floor} = {source}"
 
 
 def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str]:
