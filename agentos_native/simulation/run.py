@@ -24,6 +24,7 @@ from agentos_native import alloc
 from agentos_native.alloc import demand
 from agentos_native.alloc.policies import DRF
 from agentos_native.alloc.waterfill import Floats, Indices
+from agentos_native.errors import AgentosError
 from agentos_native.simulation.crowd import RUNNING, WAITING, Crowd, check_fits
 from agentos_native.simulation.door import Door
 from agentos_native.simulation.fluid import fill
@@ -121,7 +122,7 @@ class Simulation:
         self._changed = crowd.steps[-1].time  # the last time that anything happened, or will by the trace
 
     def run(self) -> None:
-        """From time 0 to the end."""
+        """From time 0 to the end. Raises ``too-long`` when that is not reached in `LONGEST` ticks."""
         self._turn(0.0)
         while self.ticks < LONGEST:
             now = (self.ticks + 1) * self._period
@@ -130,6 +131,8 @@ class Simulation:
                 return
             self.ticks += 1
             self._tick(now)
+        what = f"it does not end within {LONGEST} ticks"
+        raise AgentosError("too-long", what, hint="a longer --tick, or an end by --until")
 
     def _going_on(self) -> bool:
         """Whether something will still happen by itself: somebody's time will be over, or its work done."""

@@ -334,6 +334,14 @@ def test_many_agents_of_one_line_get_the_same(engine: str) -> None:
     assert tally.agent_total(19_999).agent == "crowd-19999"
 
 
+def test_work_that_is_never_done_ends_the_simulation_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    tally, _ = simulated("time,agent,cpu,work\n0,asleep,0,5\n0,done,1,2\n", Machine(1.0))
+    assert len(tally.times) == 12
+    monkeypatch.setattr("agentos_native.simulation.run.LONGEST", 50)
+    with pytest.raises(AgentosError, match="does not end within 50 ticks"):
+        simulated("time,agent,cpu,duration\n0,a,1,1000\n", Machine(1.0))
+
+
 # -- the same as the live loop ------------------------------------------------------------------------------------
 
 
