@@ -70,7 +70,7 @@ def load_compiled_drf() -> bool:
     except ImportError:
         return False
     compiled.kernel(np.float64)
-    _Choice.drf_fill = staticmethod(compiled.fill)
+    _Choice.drf_fill, _Choice.drf_wanted = staticmethod(compiled.fill), True
     return True
 
 

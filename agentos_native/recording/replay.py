@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from agentos_native import alloc
+from agentos_native.alloc import engines
 from agentos_native.errors import AgentosError
 from agentos_native.recording.fields import Array, flatten
 from agentos_native.recording.model import Tick
@@ -51,7 +52,7 @@ def use(engine: str) -> None:
         return
     if engine == "numpy":
         alloc.use_numpy()
-    elif engine != "numba" or not alloc.load_compiled():
+    elif engine != "numba" or not (alloc.load_compiled() and engines.load_compiled_drf()):
         hint = "install numba: the ticks of a large node were computed by it" if engine == "numba" else ""
         raise AgentosError("no-engine", f"the recorded engine {engine} is not here", hint=hint)
 

@@ -26,6 +26,7 @@ from agentos_native.alloc import (
 )
 from agentos_native.alloc import drf as one_drf
 from agentos_native.alloc.dominant import fill_many
+from agentos_native.alloc.engines import load_compiled_drf
 from agentos_native.alloc.policies import DRF, MAXMIN, POLICIES, PRIORITY, UTILITY, describe
 from agentos_native.alloc.waterfill import Floats, segments_of
 from agentos_native.spec import model
@@ -370,6 +371,7 @@ def test_both_engines_agree_and_each_gives_the_same_bits_again(kinds: tuple[int,
     warmed = solve(one, warm)
     try:
         assert load_compiled()
+        assert load_compiled_drf()
         compiled, second = solve(one), solve(one)
     finally:
         use_numpy()
