@@ -242,3 +242,38 @@ class TestEdges:
         plain, level = fill(one, engine)
         for guess in (level, level * 1e-9, level * 1e9, -1.0, float("inf"), float("nan")):
             assert fill(one, engine, guess)[0] == pytest.approx(plain, abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_and_short_segments_from_a_warm_start(seed: int) -> None:
+    """Each answer starts from the last one's levels: a bracket where the segment is long, also if it misses."""
+    random, sizes = np.random.default_rng(seed), [4999, 3, 0, 1500, 1]
+    starts, n = np.cumsum([0, *sizes]), sum(sizes)
+    weights, floors = random.uniform(50, 2000, n), random.uniform(0, 0.1, n) * (random.random(n) < 0.3)
+    ceilings = floors + random.exponential(1, n)
+    budgets = np.array([800.0, 0.7, 1.0, 300.0, 0.1])
+    levels = compiled.waterfill(weights, floors, ceilings, starts, budgets, np.zeros(5))[1]
+    for drift in (0.05, 0.05, 1.0):
+        ceilings = np.where(random.random(n) < drift, floors + random.exponential(1, n), ceilings)
+        expected, _ = waterfill.waterfill(weights, floors, ceilings, starts, budgets, np.zeros(5))
+        shares, new = compiled.waterfill(weights, floors, ceilings, starts, budgets, levels)
+        assert shares == pytest.approx(expected, rel=1e-12, abs=0)
+        half = tuple(array.astype(np.float32) for array in (weights, floors, ceilings))
+        exact = tuple(array.astype(np.float64) for array in half)
+        expected, _ = waterfill.waterfill(exact[0], exact[1], exact[2], starts, budgets, np.zeros(5))
+        shares, _ = compiled.waterfill(half[0], half[1], half[2], starts, budgets, levels)
+        assert shares.dtype == np.float32
+        assert shares == pytest.approx(expected, rel=1e-6, abs=0)
+        levels = new * random.choice([1.0, 1.1, 30.0])
+
+
+def test_equal_breakpoints_in_a_long_segment() -> None:
+    """All bends in one place: the bracket is of no use, the answer still right."""
+    n = 3000
+    starts, guess = np.array([0, n]), np.array([0.3])
+    shares, _ = compiled.waterfill(np.ones(n), np.full(n, 0.2), np.full(n, 0.3), starts, np.array([0.299 * n]), guess)
+    assert shares == pytest.approx(np.full(n, 0.299), rel=1e-12)
+
+
+def test_the_compiled_engine_is_not_parallel() -> None:
+    assert not compiled.kernel(np.float64).targetoptions.get("parallel", False)
