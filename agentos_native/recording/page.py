@@ -176,7 +176,8 @@ def _tenants(history: History, span: Span) -> list[str]:
             return means
 
         used, entitled, floor = mean("used"), mean("entitled"), mean("floor")
-        words = f"{len(mine)} agent{'s' * (len(mine) != 1)}; had {_mean(used)}, entitled to {_mean(entitled)}, {_mean(floor)} reserved"
+        count = f"{len(mine)} agent{'s' * (len(mine) != 1)}"
+        words = f"{count}; had {_mean(used)}, entitled to {_mean(entitled)}, {_mean(floor)} reserved"
         lines = [_area(used), Line(entitled, "entitled"), *([Line(floor, "floor")] if np.nanmax(floor) > 0 else [])]
         drawn.append(_figure(tenant, words, chart(f"Tenant {tenant}", words, lines, span, "CPUs")))
     return drawn
