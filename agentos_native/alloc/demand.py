@@ -22,8 +22,14 @@ SATURATED: Final = 0.98
 """Stalled for more than this part of the time: the division says nothing any more, and the demand is unlimited."""
 NEARLY_ALL: Final = 0.9
 """Without PSI: whoever uses this part of its share is taken to want more."""
-FALL_TIME: Final = 3.0
-"""Seconds in which a demand that is gone is forgotten (to 1/e)."""
+FALL_TIME: Final = 1.5
+"""Seconds in which a demand that is gone is forgotten (to 1/e).
+
+Between two evils: the longer the bursts of reserved agents are remembered, the better these fare, at the cost of
+everybody else; forgotten at once, reservations fall short in the next burst. Three dialogue agents (reservations of
+0.4, turns of 0.17 CPU seconds) among eleven hogs on two CPUs, simulated: time given to the wrong agent 8.3, 6.3 and
+2.3 % with 3, 1.5 and 0.7 s, reservations short by 0.012, 0.008 and 0.024 CPUs.
+"""
 
 
 def estimate(used: Floats, stalled: Floats) -> Floats:

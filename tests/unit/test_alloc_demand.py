@@ -52,7 +52,7 @@ def test_demand_rises_at_once_and_falls_slowly() -> None:
     rising = demand.smooth(np.array([0.1]), np.array([1.0]), 1.0)
     falling = demand.smooth(np.array([1.0]), np.array([0.1]), 1.0)
     assert rising[0] == 1.0
-    assert 0.6 < falling[0] < 0.9
+    assert 0.4 < falling[0] < 0.9
     assert demand.smooth(np.array([1.0]), np.array([0.1]), 60.0)[0] == pytest.approx(0.1, abs=1e-6)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tools.benches.loop import METRICS, Metric, compare, entitled, rows_of, shortfalls, unfairness
-from tools.benches.mixed import _REPORT, AGENTS, Outcome, Played, _Running
+from tools.benches.mixed import _REPORT, AGENTS, Outcome, Played, Turns, _Running
 
 LESS = Metric("latency", "ms", lambda played: 0.0, equal=10.0)
 MORE = Metric("work", "units/s", lambda played: 0.0, equal=0.0, more_is_better=True)
@@ -44,6 +44,15 @@ def test_what_the_specs_entitle_to() -> None:
     assert shortfalls(played) == [0.0, 0.0, 0.0]
 
 
+def test_what_is_wanted_only_at_times_is_due_only_then() -> None:
+    """A dialogue agent (reservation 0.4) has something to do in half of the window, beside a hog of another tenant."""
+    hog = next(index for index, spec in enumerate(AGENTS) if spec.name == "heavy")
+    talks = Outcome(AGENTS[0], 0.5, 0.5, 1, Turns(pending=[(2.0, 7.0)]))
+    played = Played([talks, outcome(hog, 1.5, 2.0)], 0, 10.0, 0.0, 0, "")
+    limit = 1.5  # of the hog
+    assert entitled(played) == pytest.approx([0.5 * 1.0, 0.5 * 1.0 + 0.5 * limit])
+
+
 def test_turns_that_are_never_served_count_with_the_time_they_have_waited(tmp_path: Path) -> None:
     spec = AGENTS[0]
     report = np.zeros(1, dtype=_REPORT)
@@ -61,6 +70,7 @@ def test_turns_that_are_never_served_count_with_the_time_they_have_waited(tmp_pa
     found = running.turns(10.0, 20.0)
     assert found.latency == pytest.approx([1.0, 1.0, 2.0])
     assert found.offered == 70
+    assert found.pending == [(1.0, 2.0), (2.0, 2.5), (8.0, 10.0)]
     assert found.busy == pytest.approx(1.5)
     assert found.missing == pytest.approx(0.1)
     outcome = Outcome(spec, 0.1, 0.5, 30, found)

@@ -8,6 +8,7 @@ pair by more than what counts as equal, else *equal*.
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from agentos_native.alloc import TIERS, Problem, solve
 from agentos_native.spec.model import PRIORITIES
-from tools.benches.mixed import AGENTS, MEMORY, TENANTS, Played, Regime, Stage
+from tools.benches.mixed import AGENTS, MEMORY, TENANTS, Outcome, Played, Regime, Stage
 from tools.benches.place import BenchError, Place, make_group
 from tools.benches.report import Row
 from tools.benches.stats import median, percentile
@@ -59,7 +60,25 @@ def shortfalls(played: Played) -> list[float]:
 
 
 def entitled(played: Played) -> list[float]:
-    """What the specs entitle each agent to, of the CPUs that were used: the water-fill of what they wanted."""
+    """What the specs entitle each agent to, of the CPUs that were used: the water-fill of what they wanted and when.
+
+    A dialogue agent wants a CPU while it has a turn to answer, and nothing in between.
+    """
+    edges = {0.0, played.seconds}
+    for agent in played.agents:
+        edges.update(at for pending in agent.pending for at in pending)
+    shares: dict[tuple[bool, ...], np.ndarray] = {}
+    total = np.zeros(len(played.agents))
+    for begin, end in itertools.pairwise(sorted(edges)):
+        busy = tuple(any(a <= begin < b for a, b in agent.pending) for agent in played.agents)
+        if busy not in shares:
+            shares[busy] = _water_fill(played, busy)
+        total += shares[busy] * (end - begin)
+    return [float(share) for share in total / played.seconds]
+
+
+def _water_fill(played: Played, busy: tuple[bool, ...]) -> np.ndarray:
+    """The shares of a moment, by the tree of tenants; shape (agents,)."""
     names = sorted(tenant.name for tenant in TENANTS)
     tenants = {tenant.name: tenant for tenant in TENANTS}
     group = [names.index(a.spec.tenant) * TIERS + PRIORITIES.index(a.spec.priority) for a in played.agents]
@@ -75,11 +94,16 @@ def entitled(played: Played) -> list[float]:
         weight=np.array([spec.weight for spec in specs], dtype=np.float64),
         floor=np.array([spec.resources.requests.cpu / 1000 for spec in specs]),
         ceiling=np.array([(spec.resources.limits.cpu or np.inf) / 1000 for spec in specs]),
-        demand=np.array([played.agents[index].wanted for index in order]),
+        demand=np.array([_wanted(played.agents[index], busy[index]) for index in order]),
     )
     result = np.empty(len(order))
     result[order] = solve(problem).share
-    return [float(share) for share in result]
+    return result
+
+
+def _wanted(agent: Outcome, busy: bool) -> float:
+    """CPUs in one moment."""
+    return float(busy) if agent.turns is not None else agent.wanted
 
 
 def unfairness(played: Played) -> float:

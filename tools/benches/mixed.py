@@ -88,6 +88,8 @@ class Turns:
 
     latency: list[float] = field(default_factory=list)
     busy: float = 0.0
+    pending: list[tuple[float, float]] = field(default_factory=list)
+    """When there was something to do, from the window's begin on."""
     missing: float = 0.0
     """CPU seconds that the turns lack of the reservation during their time."""
     offered: float = 0.0
@@ -106,6 +108,11 @@ class Outcome:
     wanted: float
     work: int
     turns: Turns | None = None
+
+    @property
+    def pending(self) -> list[tuple[float, float]]:
+        """When it had turns to answer, in seconds of the window."""
+        return self.turns.pending if self.turns is not None else []
 
     @property
     def shortfall(self) -> float:
@@ -188,9 +195,13 @@ class _Running:
         ends = [born for _, born in self._lives[1:]] + [end]
         for (report, _), until in zip(self._lives, ends, strict=True):
             for arrival, units, began, ended, used in _read(report)["turn"].tolist():
-                if not (begin <= arrival < min(end, until)):
-                    continue
                 done = 0 < ended <= end
+                if arrival >= min(end, until) or (ended if done else until) <= begin:
+                    continue
+                free = found.pending[-1][1] if found.pending else 0.0
+                found.pending.append((max(arrival - begin, free), (ended if done else min(end, until)) - begin))
+                if arrival < begin:
+                    continue
                 found.offered += units
                 found.latency.append((ended if done else end) - arrival)
                 if done:
