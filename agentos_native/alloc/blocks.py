@@ -26,7 +26,7 @@ helper: Final = njit(nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 """For what only kernels call: without the wrappers for Python it compiles in half the time."""
 vectorised: Final = njit(nogil=True, fastmath=_FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 BLOCK: Final = 512
-BRACKET: Final = 1 / 64
+BRACKET: Final = 1 / 32
 """Half the width of the first bracket, relative: wider catches more drift of the level, but has more bends inside."""
 
 

@@ -98,9 +98,10 @@ def _sweep(
             if k > j:
                 sums[0, k] += other_low
                 sums[1, k] += other_high
-        if floors_too:
-            for j in range(len(columns)):
-                sums[2, j] += _dot(columns[j, first:last], block)
+            if floors_too:
+                at_floors = _dots(one, other, block, block)
+                sums[2, j] += at_floors[0]
+                sums[2, k] += at_floors[2] if k > j else 0.0
         count = note(words, bent, first, inside, count)
     return count
 
@@ -260,7 +261,7 @@ def _search(
     """
     weights, columns, _, ceilings = agents
     real = weights.dtype.type
-    level, left, right, count = swept[0], swept[1], swept[2], int(swept[3])
+    level, left, right, count = swept[0], swept[1], swept[2], int(swept[3])  # no count: no sweep yet
     high, width, unsure, narrowed = np.inf, BRACKET, True, 0
     for _ in range(MAX_STEPS):
         if count < 0:
@@ -339,7 +340,7 @@ def _go_on(
     agents: Any, begin: int, end: int, budget: Floats, level: float, guesses: Floats, scales: Reals, levels: Floats
 ) -> None:
     """The rounds of a tier after its first: whoever uses no resource with a level yet rises on, `scales` says so."""
-    shut, real = levels < np.inf, scales.dtype.type
+    shut = levels < np.inf
     none = np.int64(0)  # typed: a helper is compiled once more for a literal
     index, sums = np.empty(end - begin + 1, np.int32), np.empty((3, len(budget)))
     inside, swept = np.empty(end - begin, np.int32), np.full(4, -1.0)
@@ -354,7 +355,7 @@ def _go_on(
         if resource >= 0:
             levels[resource], shut[resource] = level, True
         for k in range(size):
-            scales[index[k]] = min(max(some[0][k] * real(level), some[2][k]), some[3][k])
+            scales[index[k]] = min(max(some[0][k] * level, some[2][k]), some[3][k])
         if resource < 0:
             return
 
@@ -378,7 +379,8 @@ def _tier(
                 return
     else:
         if swept[3] < 0:
-            _totals(columns, ceilings, begin, end, sums[0])
+            if swept[3] > -2.0:
+                _totals(columns, ceilings, begin, end, sums[0])
             if _fits(sums[0], budget):
                 scales[begin:end] = ceilings[begin:end]
                 return
@@ -389,18 +391,21 @@ def _tier(
             return
         levels[resource] = level
         part = slice(begin, end)
-        clip(weights[part], floors[part], ceilings[part], weights.dtype.type(level), scales[part])
-        if _all_use(columns[resource, begin:end]):
+        if _all_use(columns[resource, part]):
+            clip(weights[part], floors[part], ceilings[part], weights.dtype.type(level), scales[part])
             return
+        for i in range(begin, end):  # not with a rounded level: its error would add up in what is left for the others
+            scales[i] = min(max(weights[i] * level, floors[i]), ceilings[i])
     _go_on(agents, begin, end, budget, level, guesses, scales, levels)
     _totals(columns, scales, begin, end, sums[0])
 
 
 @helper
-def _sweep_tier(
-    agents: Any, begin: int, end: int, guesses: Floats, swept: Floats, sums: Floats, inside: Indices, first: bool
+def _sum_tier(
+    agents: Any, begin: int, end: int, guesses: Floats, swept: Floats, sums: Floats, inside: Indices, later: bool
 ) -> None:
-    """Before anything is settled: a sweep around the last level where there is one, and the floors of later tiers."""
+    """What a tier uses, summed before any is settled: at its ceilings if it had all last time (`swept` ends in −2), at
+    a bracket around its level if it had one (the floors too if it is a `later` tier), else at its floors (−1)."""
     real = agents[0].dtype.type
     guess = np.inf
     for j in range(len(guesses)):
@@ -409,45 +414,60 @@ def _sweep_tier(
     if 0.0 < guess < np.inf:
         left, right = np.float64(real(guess * (1.0 - BRACKET))), np.float64(real(guess * (1.0 + BRACKET)))
         swept[0], swept[1], swept[2] = guess, left, right
-        swept[3] = _sweep(agents, begin, end, left, right, sums, inside, not first)
-    elif not first:
+        swept[3] = _sweep(agents, begin, end, left, right, sums, inside, later)
+    elif guess == np.inf and not later:
+        _totals(agents[1], agents[3], begin, end, sums[0])
+        swept[3] = -2.0
+    else:
         _totals(agents[1], agents[2], begin, end, sums[2])
 
 
 @helper
-def _short(agents: Any, begin: int, end: int, swept: Floats, sums: Floats, left: Floats) -> bool:
-    """Whether the first tier's floors do not fit in what the others' leave; summed only where its sweep cannot tell."""
-    if swept[3] >= 0 and _fits(sums[0], left):
-        return False
-    _totals(agents[1], agents[2], begin, end, sums[2])
-    return not _fits(sums[2], left)
+def _presume(swept: Floats, sums: Floats, capacity: Floats) -> tuple[int, bool]:
+    """The first tier that did not have all last time, and whether those before it may have all again: with what it
+    takes at least, and the floors of those after it. Then all floors fit, too."""
+    tiers, use = len(swept), np.zeros(len(capacity))
+    first = 0
+    while first < tiers and swept[first, 3] == -2.0:
+        first += 1
+    for t in range(tiers):
+        use += sums[t, 0] if t < first or (t == first and swept[t, 3] >= 0) else sums[t, 2]
+    return first, _fits(use, capacity)
 
 
 def _fill(
     weights: Reals, columns: Reals, floors: Reals, ceilings: Reals, starts: Indices, capacity: Floats, guesses: Floats,
     scaled: bool, scales: Reals, levels: Floats, used: Floats
-) -> bool:
+) -> bool:  # fmt: skip
     """True, and nothing done, if the floors do not fit, unless they are `scaled` to fit already."""
     agents = (weights, columns, floors, ceilings)
     tiers, m = len(starts) - 1, len(capacity)
     inside = np.empty(len(weights), np.int32)
-    sums, floors_after = np.empty((tiers, 3, m)), np.zeros((tiers + 1, m))
-    swept = np.full((tiers, 4), -1.0)
-    for t in range(tiers - 1, -1, -1):
+    sums, after, swept = np.empty((tiers, 3, m)), np.zeros((tiers + 1, m)), np.full((tiers, 4), -1.0)
+    later = False
+    for t in range(tiers):
         begin, end = starts[t], starts[t + 1]
-        _sweep_tier(agents, begin, end, guesses[t], swept[t], sums[t], inside[begin:end], t == 0)
-        if t > 0:
-            floors_after[t] = floors_after[t + 1] + sums[t, 2]
-    if tiers > 0 and _short(agents, starts[0], starts[1], swept[0], sums[0], capacity - floors_after[1]) and not scaled:
+        _sum_tier(agents, begin, end, guesses[t], swept[t], sums[t], inside[begin:end], later)
+        later |= swept[t, 3] != -2.0
+    first, granted = _presume(swept, sums, capacity)
+    for t in range(tiers - 1, -1, -1):
+        if t <= first and not granted and swept[t, 3] != -1.0:
+            _totals(columns, floors, starts[t], starts[t + 1], sums[t, 2])
+        after[t] = after[t + 1] + sums[t, 2]
+    if not granted and not scaled and not _fits(after[0], capacity):
         return True
     used[:] = 0.0
     closed, budget = np.zeros(m, np.bool_), np.empty(m)
     for t in range(tiers):
         begin, end = starts[t], starts[t + 1]
-        for j in range(m):
-            budget[j] = max(capacity[j] - used[j] - floors_after[t + 1, j], 0.0)
-            closed[j] |= budget[j] <= sums[t, 2, j]
-        _tier(agents, begin, end, budget, closed, guesses[t], swept[t], sums[t], inside[begin:end], scales, levels[t])
+        if granted and t < first:
+            scales[begin:end], levels[t] = ceilings[begin:end], np.inf
+        else:
+            for j in range(m):
+                budget[j] = max(capacity[j] - used[j] - after[t + 1, j], 0.0)
+                closed[j] |= budget[j] <= sums[t, 2, j]
+            part = inside[begin:end]
+            _tier(agents, begin, end, budget, closed, guesses[t], swept[t], sums[t], part, scales, levels[t])
         used += sums[t, 0]
         closed |= levels[t] < np.inf
     return False
@@ -476,15 +496,12 @@ def fill(
         scales: where to put the scales; None: a new array.
     """
     real = np.float32 if weights.dtype == np.float32 else np.float64
-
-    def contiguous(values: Reals) -> Reals:
-        return np.ascontiguousarray(values, dtype=real)
-
-    weights, columns, floors, ceilings = (contiguous(values) for values in (weights, usage.T, floors, ceilings))
+    weights, columns = np.ascontiguousarray(weights, real), np.ascontiguousarray(usage.T, real)
+    floors, ceilings = np.ascontiguousarray(floors, real), np.ascontiguousarray(ceilings, real)
     tiers, m = len(starts) - 1, len(capacity)
-    capacity = np.maximum(np.nan_to_num(np.asarray(capacity, dtype=np.float64), nan=0.0, posinf=LARGE), 0.0)
-    guesses = np.zeros((tiers, m)) if guesses is None else np.ascontiguousarray(guesses, dtype=np.float64)
-    starts = np.ascontiguousarray(starts, dtype=np.int64)
+    capacity = np.array([min(value, LARGE) if value > 0 else 0.0 for value in map(float, capacity)])
+    guesses = np.zeros((tiers, m)) if guesses is None else np.ascontiguousarray(guesses, np.float64)
+    starts = np.ascontiguousarray(starts, np.int64)
     scales = np.empty(len(weights), real) if scales is None else scales
     levels, used = np.empty((tiers, m)), np.empty(m)
     given = (weights, columns, floors, ceilings, starts, capacity, guesses)
