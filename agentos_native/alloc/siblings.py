@@ -188,14 +188,15 @@ def _rates(group: Siblings, margin: _Margin) -> _Rates:
     free = (floors_below <= 0) & (group.over(above.astype(np.float64)) > 0)
     held = np.where(group.strict[parent], 0.0, group.reserved)
     held_by = segment_max(np.where(at, held / np.maximum(rate, TINY), 0.0), parent, group.parents)
-    sink = np.where(free & ~group.steep, np.clip(held_by, MARGIN, 1.0), 1.0)
+    starved = group.over(np.where((group.share <= HUNGRY) & hungry | void, 1.0, 0.0))
+    deepest = np.clip(starved / (LEAK * HIGHEST), MARGIN, 1.0)  # a sunk margin leaks more to those below
+    sink = np.where(free & ~group.steep, np.clip(held_by, deepest, 1.0), 1.0)
     rate = np.where(at, rate * sink[parent], rate)
 
     # sleepers set the scale by what they use now; at worst they are cut to 10000 and short for one tick when they wake
     scale = np.where(asleep & ~above, group.share, rate)
     highest = segment_max(scale, parent, group.parents)
     marginal = segment_max(np.where(at, scale, 0.0), parent, group.parents)
-    starved = group.over(np.where((group.share <= HUNGRY) & hungry | void, 1.0, 0.0))
     most = np.clip(LEAK * HIGHEST * group.budget / np.maximum(starved * marginal, TINY), 1.0, 1.0 / MARGIN)
     highest = np.where(group.steep & free, np.maximum(highest, marginal * most), highest)
     return _Rates(rate, exact, less, margin.level * sink, highest)

@@ -433,6 +433,14 @@ def test_many_starved_siblings_take_little() -> None:
     assert by_the_kernel(one, kernel_weights(one, solve(one)))[0] >= 0.98
 
 
+@pytest.mark.parametrize("policy", [MAXMIN, PRIORITY])
+def test_many_starved_tenants_take_little(policy: int) -> None:
+    """Also where the tier before theirs sinks, since one above it is content for the moment."""
+    agents = [A(tenant=0, demand=0.1), *(A(tenant=tenant) for tenant in range(1, 40))]
+    one = problem(2.0, agents, [T(tier=HIGH), T(), *[T(tier=LOW)] * 38], policy)
+    assert by_the_kernel(one, kernel_weights(one, solve(one)))[1] >= 1.9 - 0.02 * 2
+
+
 def test_weights_under_utility_stay_while_demands_wander() -> None:
     random = np.random.default_rng(3)
     demand = random.uniform(0.01, 0.3, 100)
