@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
 from agentos_native.cli.alloc_simulate import DURATION, become
+from agentos_native.cli.context import output_option
 from agentos_native.errors import AgentosError
 from agentos_native.recording.options import Replay, Report
 from agentos_native.spec import settings
@@ -38,11 +40,12 @@ def report(output: str, state_dir: str | None, since: float | None, agents: tupl
 @click.argument("directory", required=False, type=click.Path())
 @_state_dir
 @click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N ticks.")
-def replay(directory: str | None, state_dir: str | None, last: int | None) -> None:
+@output_option
+def replay(directory: str | None, state_dir: str | None, last: int | None, output: Literal["table", "json"]) -> None:
     """Compute every recorded turn anew and compare bit for bit. Exit status 1 when something differs.
 
     DIRECTORY is a state directory or a copy of its recording.
     """
     if directory and state_dir:
         raise AgentosError("usage", "a directory and --state-dir say the same", hint="give one of them")
-    become("recording", Replay(directory=_directory(directory or state_dir), last=last))
+    become("recording", Replay(directory=_directory(directory or state_dir), last=last, output=output))

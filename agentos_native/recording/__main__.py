@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 
 import msgspec
 import numpy as np
@@ -38,6 +39,15 @@ def _replay(request: Replay) -> int:
     ticks = (entry for entry in reader.read(ring, found) if isinstance(entry, Tick))
     done = replay.replay(replay.last(ticks, request.last))
     seconds = time.perf_counter() - began
+    if request.output == "json":
+        result = {**asdict(done), "seconds": seconds, **asdict(found)}
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n")
+    else:
+        _tell(done, found, seconds)
+    return 1 if done.first is not None or found.damaged else 0
+
+
+def _tell(done: replay.Replayed, found: reader.Found, seconds: float) -> None:
     engines = " and ".join(sorted(done.engines or ())) or "none"
     print(
         f"{done.ticks} ticks of {done.agents} shares in {found.segments} segments, engine {engines},"
@@ -51,7 +61,6 @@ def _replay(request: Replay) -> int:
         print(f"first in tick {first.tick} ({when}): {first.what}: {first.recorded!r} recorded, {first.computed!r} now")
         for line in _versions(found):
             print(line)
-    return 1 if done.first is not None or found.damaged else 0
 
 
 def _remarks(found: reader.Found) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -10,6 +12,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True, tag="replay"):
 
     directory: str
     last: int | None = None
+    output: Literal["table", "json"] = "table"
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True, tag="report"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -304,8 +306,6 @@ def test_a_damaged_ring_is_no_clean_replay(tmp_path: Path, capsys: pytest.Captur
 
 
 def run_replay(directory: Path, last_ticks: int | None = None) -> int:
-    import msgspec
-
     return main([msgspec.json.encode(Replay(directory=str(directory), last=last_ticks)).decode()])
 
 
@@ -439,6 +439,9 @@ def test_only_the_last_ticks_are_replayed_when_asked(tmp_path: Path, capsys: pyt
     assert [tick.monotonic for tick in last(ticks_of(tmp_path), 2)] == [111.0, 112.0]
     assert run_replay(tmp_path, 5) == 0
     assert capsys.readouterr().out.startswith("5 ticks of 35 shares")
+    assert main([msgspec.json.encode(Replay(directory=str(tmp_path), output="json")).decode()]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ticks"], told["differing"], told["first"], told["engines"]) == (12, 0, None, ["numpy"])
 
 
 # -- the loop's own recorder --------------------------------------------------------------------------------------
