@@ -175,6 +175,6 @@ def test_bandwidth_annotations_are_limits(text: str) -> None:
 
 def test_a_bandwidth_that_is_none_is_named() -> None:
     bad = POD.replace("agentos/type: dialogue", "kubernetes.io/egress-bandwidth: fast")
-    with pytest.raises(AgentosError, match="kubernetes.io/egress-bandwidth") as caught:
+    with pytest.raises(AgentosError, match=r"kubernetes\.io/egress-bandwidth") as caught:
         load(bad)
     assert "10M" in caught.value.hint

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -57,7 +59,7 @@ def test_a_limit_needs_a_network() -> None:
 
 
 def test_the_options_of_run() -> None:
-    given = {attribute(path): None for _, path, _ in TEXTS}
+    given: dict[str, Any] = {attribute(path): None for _, path, _ in TEXTS}
     given |= dict.fromkeys(("env", "env_file", "volume", "label", "rlimit", "cap_add"), ())
     given |= dict.fromkeys(("restart", "entrypoint", "allow_unenforced", "read_only"))
     given |= {
