@@ -123,7 +123,8 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
             rows += rows_of(comparison, size)
             each.append([executed_p50(batch.times) / size for batch in comparison.to_show("tick")[0]])
             if size == sizes[0]:
-                rows += [] if options.numpy else [gil_row(herd, options.rounds)]
+                progress("the GIL, and writes")
+                rows += [] if options.numpy else [gil_row(herd, max(6, options.rounds // 3))]
                 rows += against_pwrites(herd, here, options, progress)
         if len(sizes) > 1:
             rows.append(growth_row(sizes, each))
