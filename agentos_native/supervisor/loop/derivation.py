@@ -108,6 +108,8 @@ def _level(policy: Policy, level: float, budget: float, members: list[Figures]) 
         return {"state": "short", "level": None, "margin": None}
     if policy == "utility":
         served = [member for member in members if member["share"] > member["floor"] + CLOSE]
+        if not served:  # what is left beyond the floors is less than anybody could notice
+            return {"state": "short", "level": None, "margin": None}
         margin = min(member["weight"] for member in served)
         level = implied_level([member for member in members if member["weight"] == margin])
         return {"state": "margin", "level": level, "margin": margin}
