@@ -73,8 +73,9 @@ def test_turns_that_are_never_served_count_with_the_time_they_have_waited(tmp_pa
     assert found.pending == [(1.0, 2.0), (2.0, 2.5), (8.0, 10.0)]
     assert found.busy == pytest.approx(1.5)
     assert found.missing == pytest.approx(0.1)
-    outcome = Outcome(spec, 0.1, 0.5, 30, found)
-    assert outcome.shortfall == pytest.approx(0.1 / 1.5)
+    assert Outcome(spec, 0.3, 0.5, 30, found).shortfall == pytest.approx(0.1 / 1.5)
+    starved = Outcome(spec, 0.1, 0.5, 30, found)  # 1 CPU second in the 3.5 seconds in which it had turns to answer
+    assert starved.shortfall == pytest.approx(0.4 - 1.0 / 3.5)
 
 
 def test_only_the_first_regime_is_judged() -> None:

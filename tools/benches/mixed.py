@@ -88,6 +88,8 @@ class Turns:
 
     latency: list[float] = field(default_factory=list)
     busy: float = 0.0
+    window: float = 0.0
+    """Seconds."""
     pending: list[tuple[float, float]] = field(default_factory=list)
     """When there was something to do, from the window's begin on."""
     missing: float = 0.0
@@ -119,7 +121,11 @@ class Outcome:
         """CPUs below its reservation while it wanted that much."""
         request = self.spec.resources.requests.cpu / 1000
         if self.turns is not None:
-            return self.turns.missing / self.turns.busy if self.turns.busy else 0.0
+            turns, waited = self.turns, sum(end - begin for begin, end in self.turns.pending)
+            of_turns = turns.missing / turns.busy if turns.busy else 0.0
+            # a turn that has not ended tells nothing of itself; but all that the agent used, it used for its turns
+            overall = request - self.used * turns.window / waited if waited else 0.0
+            return max(of_turns, overall, 0.0)
         return max(0.0, min(request, self.wanted) - self.used)
 
 
@@ -191,7 +197,7 @@ class _Running:
     def turns(self, begin: float, end: float) -> Turns:
         """Those that arrived from `begin` to `end`."""
         request = self.spec.resources.requests.cpu / 1000
-        found = Turns()
+        found = Turns(window=end - begin)
         ends = [born for _, born in self._lives[1:]] + [end]
         for (report, _), until in zip(self._lives, ends, strict=True):
             for arrival, units, began, ended, used in _read(report)["turn"].tolist():
@@ -278,9 +284,9 @@ class Stage:
             own = time.process_time() - own
             end, after = time.monotonic(), {agent.number: (*agent.sample(), agent.work()) for agent in running}
             outcomes = [self._outcome(agent, before, after, begin, end) for agent in running]
-            switches = (_context_switches() - switches) / (settle + seconds)
+            rate = (_context_switches() - switches) / (settle + seconds)
             kills = oom_kills(self.bound) - kills
-            return Played(outcomes, kills, end - begin, own / (end - begin), switches, memory_of(self.bound))
+            return Played(outcomes, kills, end - begin, own / (end - begin), rate, memory_of(self.bound))
         finally:
             for agent in running:
                 if agent.process is not None:
