@@ -33,6 +33,7 @@ ERRORS: Final = {"f64": 1e-12, "f32": 1e-6}
 REALS: Final[dict[str, type[np.floating[Any]]]] = {"f64": np.float64, "f32": np.float32}
 CHANGED: Final = 0.05
 RESOURCES: Final = 4
+DRF: Final = f"DRF, {RESOURCES} resources"
 TIERS: Final = (0.0, 0.2, 0.8, 1.0)
 """Where tiers begin, as parts of the members: the first has all it wants, the second shares, the third has floors."""
 IN_VM: Final = {"--rounds": "7"}
@@ -74,6 +75,7 @@ class Load:
     members: int
     real: type[np.floating[Any]]
     resources: int
+    tiers: tuple[float, ...] = (0.0, 1.0)
     random: np.random.Generator = field(default_factory=lambda: np.random.default_rng(7))
 
     def __post_init__(self) -> None:
@@ -87,8 +89,7 @@ class Load:
         self.columns = self.usage.T
         self.ceilings = self.floors + self._demands(n)
         self.shares = np.empty(n, self.real)
-        bounds = TIERS if self.resources else (0.0, 1.0)
-        self.starts = np.array([round(part * n) for part in bounds], dtype=np.int64)
+        self.starts = np.array([round(part * n) for part in self.tiers], dtype=np.int64)
         self.capacity = np.ones(self.resources) if self.resources else np.full(1, 0.5)
         self.levels = np.zeros((len(self.starts) - 1, self.resources)) if self.resources else np.zeros(1)
         self.solve()
@@ -167,9 +168,12 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
     del here  # arrays only
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     progress("compiling")
+    whole: tuple[float, ...] = TIERS[:1] + TIERS[-1:]
+    kinds = [("one resource", 0, whole)]
+    kinds += [(f"{DRF}, one tier", RESOURCES, whole), (f"{DRF}, three tiers", RESOURCES, TIERS)]
     loads = {
-        f"{what}, {real}": Load(options.members, REALS[real], resources)
-        for what, resources in (("one resource", 0), (f"DRF, {RESOURCES} resources", RESOURCES))
+        f"{what}, {real}": Load(options.members, REALS[real], resources, tiers)
+        for what, resources, tiers in kinds
         for real in REALS
     }
     everybody: list[Contender] = []
@@ -180,7 +184,7 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
     rows = [row for name in loads for row in _against_floor(comparison, name)]
     if not options.no_programme:
         progress("the first linear programme")
-        name = f"DRF, {RESOURCES} resources, f64"
+        name = f"{DRF}, three tiers, f64"
         rows.append(_against_programme(loads[name], comparison, name))
     return rows + [_error(name, load) for name, load in loads.items()]
 
