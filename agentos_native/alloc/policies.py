@@ -27,7 +27,7 @@ a reservation is worth:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -38,6 +38,9 @@ from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
 
 MAXMIN, DRF, UTILITY, PRIORITY = range(4)
 """The order of `agentos_native.spec.model.POLICIES`."""
+
+CLOSE: Final = 1e-12
+"""Relative: sums that differ by less are the same."""
 
 
 def tier_budgets(capacity: Floats, floors: Floats, wanted: Floats) -> Floats:
@@ -59,24 +62,30 @@ def tier_budgets(capacity: Floats, floors: Floats, wanted: Floats) -> Floats:
     return budgets
 
 
-def _by_weight(members: Members, floor: Floats, budgets: Floats) -> tuple[Floats, Floats]:
-    """Weighted max-min with floors inside every tier: shares (n,) and levels (P · TIERS,)."""
-    return engines.waterfill(members.weight, floor, members.wanted, members.starts, budgets.ravel(), members.guesses)
+def _by_weight(members: Members, floor: Floats, floors: Floats, wanted: Floats, budgets: Floats) -> Division:
+    """Weighted max-min with floors inside every tier; `floors`, `wanted`: sums of the tiers, shape (P, TIERS).
+
+    Sums depend on the order of adding. So that a tier which has all it wants, or its floors and nothing else, is seen
+    as such whatever the engine's order is, its budget is put clear of the border.
+    """
+    whole = budgets >= wanted * (1 - CLOSE)
+    bare = ~whole & (budgets <= floors * (1 + CLOSE))
+    parts = np.where(whole, np.inf, np.where(bare, np.minimum(budgets, floors * (1 - CLOSE)), budgets)).ravel()
+    share, level = engines.waterfill(members.weight, floor, members.wanted, members.starts, parts, members.guesses)
+    return Division(share, floor, budgets, level)
 
 
 def maxmin(members: Members) -> Division:
     """Weighted max-min with floors, tier by tier."""
-    budgets = tier_budgets(members.capacity, members.tiers(members.floor), members.tiers(members.wanted))
-    share, level = _by_weight(members, members.floor, budgets)
-    return Division(share, members.floor, budgets, level)
+    floors, wanted = members.tiers(members.floor), members.tiers(members.wanted)
+    return _by_weight(members, members.floor, floors, wanted, tier_budgets(members.capacity, floors, wanted))
 
 
 def priority(members: Members) -> Division:
     """Strict tiers: floors count inside a tier only."""
-    wanted = members.tiers(members.wanted)
+    floors, wanted = members.tiers(members.floor), members.tiers(members.wanted)
     budgets = tier_budgets(members.capacity, np.zeros_like(wanted), wanted)
-    share, level = _by_weight(members, members.floor, budgets)
-    return Division(share, members.floor, budgets, level)
+    return _by_weight(members, members.floor, floors, wanted, budgets)
 
 
 @dataclass(frozen=True)
@@ -165,9 +174,9 @@ def utility(members: Members) -> Division:
 def drf(members: Members) -> Division:
     """What dominant fairness gives is everybody's floor for a division of what it leaves, by max-min."""
     promise = dominant.promises(members)
-    budgets = tier_budgets(members.capacity, members.tiers(promise), members.tiers(members.wanted))
-    share, level = _by_weight(members, promise, budgets)
-    return Division(share, promise, budgets, dominant.levels(members, share, level))
+    floors, wanted = members.tiers(promise), members.tiers(members.wanted)
+    filled = _by_weight(members, promise, floors, wanted, tier_budgets(members.capacity, floors, wanted))
+    return replace(filled, level=dominant.levels(members, filled.share, filled.level))
 
 
 @dataclass(frozen=True)

@@ -427,6 +427,24 @@ def test_too_little_and_too_much(policy: int, capacity: float) -> None:
     assert np.all(got >= 0)
 
 
+@each_policy
+@pytest.mark.parametrize("compiled", [False, True])
+def test_who_has_all_it_wants_has_no_level_whatever_the_order_of_adding(policy: int, compiled: bool) -> None:
+    """Else a content tier's weights would follow the last bits of a sum."""
+    random = np.random.default_rng(policy)
+    agents = [A(tier=HIGH, demand=demand, parts=(0.001,)) for demand in random.uniform(0.001, 0.1, 500)]
+    agents += [A(tier=NORMAL, demand=1.0, floor=floor, parts=(0.001,)) for floor in random.uniform(0, 0.01, 99)]
+    one = problem(40.0, agents, policy=policy)
+    try:
+        assert not compiled or (load_compiled() and load_compiled_drf())
+        solution = solve(one)
+    finally:
+        use_numpy()
+    assert solution.group_level[HIGH] == np.inf
+    if policy != UTILITY:
+        assert set(kernel_weights(one, solution).agent[:500].tolist()) == {100}
+
+
 def test_many_starved_siblings_take_little() -> None:
     """Weight 1 is the least there is: 99 starved ones take up to 2 % from one that is to have everything."""
     one = problem(1.0, [A(weight=200), *[A(weight=100)] * 99], policy=UTILITY)
