@@ -207,6 +207,8 @@ class History:
             self._roster = tick.roster
         elapsed, self._before = seconds - self._before, seconds
         rows, problem = self._rows, tick.inputs.problem
+        if self._last is not None and tick.roster is not self._last.roster:
+            self._weigh()  # some of its agents may not be there any more
         self._last = tick
         self.ticks += 1
         self.writes += tick.writes
@@ -287,6 +289,10 @@ class History:
             if len(parts):
                 agent.floor = float(self.by_agent.mean("floor", agent.row)[parts[-1]])
                 agent.limit = float(self.by_agent.mean("limit", agent.row)[parts[-1]]) or float("inf")
+        self._weigh()
+
+    def _weigh(self) -> None:
+        """The weights that the agents of the last tick had in it."""
         if self._last is not None:
             for member, weight in zip(self._last.roster.agents, self._last.inputs.problem.weight, strict=True):
                 self.agents[member.agent_id].weight = float(weight)

@@ -72,7 +72,9 @@ class IoController:
         self._enforce = enforce
         self._present = "io" in tree.controllers
         self._given = weights
-        self._disk = weights.device if weights is not None else io_files.disk_of(directory)
+        self._disk: str | None = None  # without the controller nothing is known of its use
+        if self._present:
+            self._disk = weights.device if weights is not None else io_files.disk_of(directory)
         self._lock = threading.RLock()
         self._slots = Slots()
         self._specs: dict[str, AgentSpec] = {}
@@ -249,7 +251,7 @@ class IoController:
             "demand": wanted if known else None,
             "entitled": share if known else None,
             "measured": one.part if np.isfinite(one.part) else None,
-            "bound": "demand" if share >= wanted - HUNGRY else "share",
+            "bound": ("demand" if share >= wanted - HUNGRY else "share") if known else None,
             "stalled": one.stalled if np.isfinite(one.stalled) else None,
             "weight": agent.weight,
             "kernel_weight": self._written.get(self._tree.get(agent.ref).path) if self._weights else None,

@@ -1,6 +1,7 @@
 """What the loop hands to the recording: its turns, the rows of the other controllers, and events worth drawing.
 
-Everything here costs its caller microseconds: entries are made in the recording's own thread.
+Everything here costs its caller microseconds, unless agents have come or gone: entries are made in the recording's own
+thread.
 `agentos_native.recording` has the rest.
 """
 
@@ -40,7 +41,7 @@ class Recorder:
     Args:
         state_dir: the ring is below it.
         limit: bytes of the ring.
-        name: an agent's name by its id; called from the recording's thread.
+        name: an agent's name by its id; called from the tick's thread.
         warn: told once when nothing can be recorded any more.
     """
 
@@ -66,43 +67,27 @@ class Recorder:
 
     def turn(self, turn: Turn) -> None:
         """For `Ticker.on_turn`."""
+        if turn.agents is not self._agents:  # now, while all of them have their names
+            self._agents, before = turn.agents, self._members
+            self._members = {
+                agent.agent_id: self._member(agent, before.get(agent.agent_id)) for agent in turn.agents
+            }
+            self._roster = Roster(tuple(self._members.values()), turn.tenants)
         if turn.engine == alloc.engine():  # else the engine was changed within the turn, which nobody could replay
-            self.writer.put(partial(self._tick, turn, time.time()))
+            self.writer.put(partial(_tick, turn, self._roster, time.time()))
 
     def event(self, event: Event) -> None:
         """For `Events.on_event`."""
         if event.name and event.type not in QUIET:  # a refused start has a name and no id
             self.writer.put(partial(_happening, event))
 
-    # -- in the recording's thread ------------------------------------------------------------------------------
-
-    def _tick(self, turn: Turn, wall: float) -> Tick:
-        if turn.agents is not self._agents:
-            self._agents = turn.agents
-            before, self._members = self._members, {}
-            for agent in turn.agents:
-                self._members[agent.agent_id] = self._member(agent, before.get(agent.agent_id))
-            self._roster = Roster(tuple(self._members.values()), turn.tenants)
-        return Tick(
-            monotonic=turn.time,
-            wall=wall,
-            roster=self._roster,
-            engine=turn.engine,
-            inputs=turn.inputs,
-            share=turn.outcome.solution.share,
-            weights=turn.outcome.weights,
-            used=turn.used.astype(np.float32),
-            stalled=turn.stalled.astype(np.float32),
-            writes=turn.writes,
-            failures=turn.failures,
-            duration=turn.duration,
-        )
-
     def _member(self, agent: Agent, known: Member | None) -> Member:
         if known is not None and known.tier == agent.ref.tier and known.name != agent.agent_id:
             return known
         name = self._name(agent.agent_id) or agent.agent_id
         return Member(agent.agent_id, name, agent.ref.tenant, agent.ref.tier, agent.agent_type)
+
+    # -- in the recording's thread ------------------------------------------------------------------------------
 
     def _sample(self) -> Iterator[Rows]:
         """What each of the other controllers gives now."""
@@ -117,6 +102,23 @@ class Recorder:
                 continue
             if known:
                 yield Rows(time.time(), controller.resource, known)
+
+
+def _tick(turn: Turn, roster: Roster, wall: float) -> Tick:
+    return Tick(
+        monotonic=turn.time,
+        wall=wall,
+        roster=roster,
+        engine=turn.engine,
+        inputs=turn.inputs,
+        share=turn.outcome.solution.share,
+        weights=turn.outcome.weights,
+        used=turn.used.astype(np.float32),
+        stalled=turn.stalled.astype(np.float32),
+        writes=turn.writes,
+        failures=turn.failures,
+        duration=turn.duration,
+    )
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:
