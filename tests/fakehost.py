@@ -107,6 +107,9 @@ class FakeGroups:
     def set_tenant(self, tenant: str, wanted: GroupSettings, allow: Collection[str] = ()) -> None:
         self._world.step(f"tenant {tenant}")
 
+    def tenant_path(self, tenant: str) -> str:
+        return f"/cgroup/{tenant}"
+
     def remove_empty_tenants(self) -> list[str]:
         return []
 

@@ -55,7 +55,8 @@ class Applier:
             results = []
             for document in documents:
                 if isinstance(document, TenantSpec):
-                    results.append(await self._apply_tenant(document, dry_run))
+                    async with self.changer.tenants:
+                        results.append(await self._apply_tenant(document, dry_run))
             singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
             outcomes = await asyncio.gather(
                 *(self._apply_agent(spec, waiting if dry_run else None, wait) for spec in singles),
@@ -176,10 +177,17 @@ class Applier:
             with self._lifecycle.queue.keeping(agent):
                 await self._lifecycle.remove(agent, force=True)
                 return _result(spec, "updated", await self._lifecycle.run(spec, wait=wait))
+        return await self._change_in_place(agent, spec, wait)
+
+    async def _change_in_place(self, agent: Agent, spec: AgentSpec, wait: bool) -> ApplyResult:
         async with agent.lock:
-            await self.changer.commit(agent, spec)
-        self._lifecycle.wake_queue()
-        return _result(spec, "updated" if changes else "unchanged", agent)
+            if not agent.removed:
+                changes = changed_fields(agent.record.spec, spec)
+                await self.changer.commit(agent, spec)
+                self._lifecycle.wake_queue()
+                return _result(spec, "updated" if changes else "unchanged", agent)
+        # Removed while its lock was waited for: its record must not come back.
+        return await self._apply_agent(spec, None, wait)
 
     def _surplus(self, documents: Sequence[Document]) -> list[Agent]:
         """Replicas that an earlier, larger number has left: ``<name>-<n>`` beyond the number that is asked for now."""

@@ -6,12 +6,15 @@ A patch holds what is to be different, as users write it; null takes away what w
 
 Theory of operation
     Admission and the record that it counts from change together, without a wait in between, so that no start can slip
-    past. Then the kernel is told and the registry written; if either refuses, the record, the group's files and the
-    registry are put back. Only then the allocator hears of it, and its next tick comes soon.
+    past (what was checked before effects were computed is checked again). Then the kernel is told and the registry
+    written; if either refuses, the record, the group's files and the registry are put back. Only then the allocator
+    hears of it, and its next tick comes soon. Changes of one agent wait for each other at its lock, those of tenants at
+    `Changer.tenants`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -84,6 +87,8 @@ class Changer:
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
         self._host = lifecycle.host
+        self.tenants = asyncio.Lock()
+        """Held from reading a tenant's spec to having written another, or one change would undo the other."""
 
     # -- agents --------------------------------------------------------------------------------------------------
 
@@ -179,7 +184,12 @@ class Changer:
         Raises:
             AgentosError: ``tenant-not-found``; of the decoder; of admission; of whatever the kernel refuses.
         """
-        return await self._lifecycle.tasks.unbroken(self._change_tenant(name, patch, dry_run))
+
+        async def alone() -> api.ChangeResult:
+            async with self.tenants:
+                return await self._change_tenant(name, patch, dry_run)
+
+        return await self._lifecycle.tasks.unbroken(alone())
 
     async def _change_tenant(self, name: str, patch: Mapping[str, Any], dry_run: bool) -> api.ChangeResult:
         host = self._host
@@ -197,6 +207,7 @@ class Changer:
         result = api.ChangeResult(action="updated", changed=differences(old, new))
         result.effects = await self.effects(Change(tenants={name: new}))
         if not dry_run:
+            self._check_tenant(new)  # starts may have been let in while effects were computed
             await self.commit_tenant(new)
             self._lifecycle.wake_queue()
         return result
@@ -221,7 +232,7 @@ class Changer:
                 )
 
     async def commit_tenant(self, spec: TenantSpec) -> None:
-        """Make `spec` the tenant's, all of it or nothing."""
+        """Make `spec` the tenant's, all of it or nothing; `tenants` is held."""
         host = self._host
         old = host.tenants.get(spec.name)
         host.tenants[spec.name] = spec

@@ -8,6 +8,7 @@ the group's files.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -30,14 +31,17 @@ class Tenancy:
         self._sweeping = False
 
     async def enforce(self, spec: TenantSpec) -> None:
-        """Write the tenant's own limits. What this host lacks the controller for is shown, but not enforced."""
+        """Write the tenant's own limits. What this host lacks the controller for is shown, but not enforced.
+
+        One without any has no need of a group; but where there is one, earlier limits may be in it.
+        """
         limits = GroupSettings(
             cpu_max_millis=spec.limits.cpu,
             cpu_min_millis=spec.requests.cpu,
             memory_max=spec.limits.memory,
             memory_low=spec.requests.memory or None,
         )
-        if limits != GroupSettings():
+        if limits != GroupSettings() or os.path.isdir(self._host.groups.tenant_path(spec.name)):
             lacking = [name for name in CONTROLLERS if name not in self._host.controllers]
             await self._host.workers.call(self._host.groups.set_tenant, spec.name, limits, lacking)
 
