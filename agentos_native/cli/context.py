@@ -63,10 +63,19 @@ IMAGE = _Names(lambda client: (image.name for image in client.images()))
 TENANT = _Names(lambda client: (tenant.name for tenant in client.tenants()))
 
 
-def each(names: Iterable[str], action: Callable[[str], Any], output: str) -> int:
+def _name(name: str, _result: Any) -> None:
+    print(name)
+
+
+def each(
+    names: Iterable[str],
+    action: Callable[[str], Any],
+    output: str,
+    show: Callable[[str, Any], None] = _name,
+) -> int:
     """Do `action` to each of `names`, go on after a failure, and report; the exit status.
 
-    As a table the names that were done are printed; as JSON one list of ``{"name", "ok", "result" | "error"}``.
+    As a table `show` prints what was done (the name alone); as JSON one list of ``{"name", "ok", "result" | "error"}``.
     """
     from agentos_native.cli.output import print_json, to_plain
 
@@ -82,7 +91,7 @@ def each(names: Iterable[str], action: Callable[[str], Any], output: str) -> int
         else:
             done.append({"name": name, "ok": True, "result": to_plain(result)})
             if output == "table":
-                print(name)
+                show(name, result)
     if output == "json":
         print_json(done)
     return status

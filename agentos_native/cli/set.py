@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from agentos_native.cli.context import AGENT, TENANT, client_of, output_option, returns_status
+from agentos_native.cli.context import AGENT, TENANT, client_of, each, output_option, returns_status
 from agentos_native.cli.effects import print_effects
 from agentos_native.cli.listing import tenant
-from agentos_native.cli.output import print_json, to_plain
 from agentos_native.cli.spec_options import TEXTS, WHOLE, Value, attribute, nodes_of, pair, whole
-from agentos_native.errors import EXIT_FAILED, AgentosError
+from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
     from agentos_native.wire import api
@@ -73,7 +71,7 @@ def set_(names: tuple[str, ...], dry_run: bool, output: str, **given: Any) -> in
     _check_agent(values)
     patch = _patch(values)
     client = client_of()
-    return _each(names, lambda name: client.change(name, patch, dry_run=dry_run), dry_run, output)
+    return each(names, lambda name: client.change(name, patch, dry_run=dry_run), output, partial(_print, dry_run))
 
 
 @tenant.command("set")
@@ -87,7 +85,7 @@ def tenant_set(name: str, dry_run: bool, output: str, **given: Any) -> int:
     values = list(_values(_TENANT, _TENANT_WHOLE, given))
     _check_tenant(values)
     change = partial(client_of().change_tenant, patch=_patch(values), dry_run=dry_run)
-    return _each((name,), change, dry_run, output)
+    return each((name,), change, output, partial(_print, dry_run))
 
 
 def _values(rows: Iterable[tuple[str, str, str]], numbers: frozenset[str], given: Mapping[str, Any]) -> Iterator[Value]:
@@ -158,27 +156,7 @@ def _given(values: Iterable[Value]) -> Iterator[Value]:
             yield path, value, where
 
 
-def _each(names: Iterable[str], change: Callable[[str], api.ChangeResult], dry_run: bool, output: str) -> int:
-    """Change each of `names`, go on after a failure; the exit status."""
-    done: list[dict[str, Any]] = []
-    status = 0
-    for name in names:
-        try:
-            result = change(name)
-        except AgentosError as error:
-            status = status or error.exit_status or EXIT_FAILED
-            done.append({"name": name, "ok": False, "error": error.to_dict()})
-            print(error, file=sys.stderr)
-        else:
-            done.append({"name": name, "ok": True, "result": to_plain(result)})
-            if output == "table":
-                _print(name, result, dry_run)
-    if output == "json":
-        print_json(done)
-    return status
-
-
-def _print(name: str, result: api.ChangeResult, dry_run: bool) -> None:
+def _print(dry_run: bool, name: str, result: api.ChangeResult) -> None:
     print(f"{name} {result.action}{' (dry run)' if dry_run else ''}")
     for path, (before, after) in result.changed.items():
         print(f"  {path}: {_shown(path, before)} → {_shown(path, after)}")
