@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -218,7 +218,7 @@ class _Running:
         return found
 
 
-def _read(report: Path) -> np.ndarray:
+def _read(report: Path) -> Any:  # one record of _REPORT
     if not report.exists() or report.stat().st_size < _REPORT.itemsize:
         return np.zeros(1, dtype=_REPORT)[0]
     return np.fromfile(report, dtype=_REPORT, count=1)[0]
