@@ -120,6 +120,8 @@ class Simulation:
         self._state = _State()
         self._starved = False
         self._changed = crowd.steps[-1].time  # the last time that anything happened, or will by the trace
+        if (self._changed if until is None else until) > LONGEST * period:
+            raise self._too_long()
 
     def run(self) -> None:
         """From time 0 to the end. Raises ``too-long`` when that is not reached in `LONGEST` ticks."""
@@ -131,8 +133,12 @@ class Simulation:
                 return
             self.ticks += 1
             self._tick(now)
+        raise self._too_long()
+
+    @staticmethod
+    def _too_long() -> AgentosError:
         what = f"it does not end within {LONGEST} ticks"
-        raise AgentosError("too-long", what, hint="a longer --tick, or an end by --until")
+        return AgentosError("too-long", what, hint="a longer --tick, or an end by --until")
 
     def _going_on(self) -> bool:
         """Whether something will still happen by itself: somebody's time will be over, or its work done."""

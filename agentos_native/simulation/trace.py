@@ -50,6 +50,8 @@ AMOUNTS: Final = tuple(
     word for resource in ("cpu", "memory", "network") for word in (resource, f"{resource}_request", f"{resource}_limit")
 )
 MAX_COUNT: Final = 10_000_000
+MAX_FIGURE: Final = 1e18
+"""Of any amount, in any unit, and of any time: far beyond every machine, and sums of it stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +88,18 @@ def _amount(text: str) -> float:
     if text == "max":
         return math.inf
     value = _plain(text)
-    return value if value is not None else float(quantities.parse_quantity(text))
+    return _bounded(text, value if value is not None else float(quantities.parse_quantity(text)))
 
 
 def _time(text: str) -> float:
     value = _plain(text)
-    return value if value is not None else quantities.parse_duration(text)
+    return _bounded(text, value if value is not None else quantities.parse_duration(text))
+
+
+def _bounded(text: str, value: float) -> float:
+    if value > MAX_FIGURE:
+        raise _refuse(f"{clip(text)} is too large", f"at most {MAX_FIGURE:g}")
+    return value
 
 
 def _event(text: str) -> str:
@@ -269,7 +277,7 @@ def load(path: str) -> list[Step]:
     try:
         if path == "-":
             return parse(sys.stdin, "-")
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets begin a CSV with a BOM
             return parse(_text(file), path)
     except OSError as error:
         raise AgentosError("cannot-read", error.strerror or str(error), path)

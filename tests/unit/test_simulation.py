@@ -27,6 +27,7 @@ from agentos_native.simulation.options import Request
 from agentos_native.simulation.results import Tally
 from agentos_native.simulation.run import Machine, Moment, Simulation
 from agentos_native.simulation.trace import CHANGE, LEAVE, Step, parse
+from agentos_native.simulation.trace import load as load_trace
 from agentos_native.spec import load
 from agentos_native.supervisor.loop import meter as tick_meter
 from tests.kernelmodel import Group
@@ -106,6 +107,8 @@ def test_lines_are_put_in_order_and_agents_may_come_again() -> None:
         (["time,agent", "nan,a"], "t:2", "'nan' is not a time"),
         (["time,agent,cpu", "0,a,two"], "t:2", "'two' is not a quantity"),
         (["time,agent,cpu", "0,a,inf"], "t:2", "'inf' is not a quantity"),
+        (["time,agent,cpu_request", "0,a,1e308"], "t:2", "is too large"),
+        (["time,agent,duration", "0,a,1e19"], "t:2", "is too large"),
         (["time,agent,cpus", "0,a,1"], "t:1", "no column"),
         (["time,agent,time", "0,a,1"], "t:1", "named twice"),
         (["time,agent", "0,a,5"], "t:2", "3 fields where the header has 2"),
@@ -332,6 +335,18 @@ def test_many_agents_of_one_line_get_the_same(engine: str) -> None:
     assert tally.had.sum() == pytest.approx(4 * 100 + 36 * 100, rel=1e-6)
     assert tally.agents == {}  # so many are kept as totals only
     assert tally.agent_total(19_999).agent == "crowd-19999"
+
+
+def test_a_trace_that_is_too_long_is_told_at_once() -> None:
+    for steps, until in ((["0,a", "1e17,b"], None), (["0,a"], 1e7)):
+        with pytest.raises(AgentosError, match="does not end within 1000000 ticks"):
+            Simulation(Crowd(parse([f"{line}\n" for line in ("time,agent", *steps)])), Machine(1), print, until=until)
+
+
+def test_a_spreadsheet_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("\ufefftime,agent\n0,a\n")
+    assert [step.agent for step in load_trace(str(path))] == ["a"]
 
 
 def test_work_that_is_never_done_ends_the_simulation_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
