@@ -24,12 +24,21 @@ def main(argv: Sequence[str]) -> int:
     """The process."""
     try:
         request = msgspec.json.decode(argv[0], type=Request)
-        return _replay(request) if isinstance(request, Replay) else _report(request)
+        return _answer(request)
     except AgentosError as error:
         print(error, file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130
+
+
+def _answer(request: Request) -> int:
+    try:
+        return _replay(request) if isinstance(request, Replay) else _report(request)
+    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as error:
+        # Frames whose checksums are right and whose figures are not: shapes that do not fit, times beyond the calendar.
+        what = f"figures in it make no sense: {type(error).__name__}: {error}"
+        raise AgentosError("record-damaged", what, request.directory)
 
 
 def _replay(request: Replay) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -46,14 +47,22 @@ def read(directory: str, found: Found | None = None) -> Iterator[Entry]:
     found = found if found is not None else Found()
     for path in segments(directory):
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = _content(path)
         except FileNotFoundError:  # the supervisor needed the room in the meantime
             continue
         except OSError as error:
             raise AgentosError("cannot-read", error.strerror or str(error), path)
         found.segments += 1
         yield from _segment(data, os.path.basename(path), found)
+
+
+def _content(path: str) -> bytes:
+    """Of a regular file: a pipe may never end, and a device has no end."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise AgentosError("cannot-read", "not a regular file", path)
+        return file.read()
 
 
 def _segment(data: bytes, name: str, found: Found) -> Iterator[Entry]:
