@@ -34,7 +34,8 @@ def alloc() -> None:
 alloc.add_command(simulate)
 alloc.add_command(replay)
 
-@alloc.command("show")
+
+@alloc.command("show", short_help="What each agent is entitled to, and what it had.")
 @click.option(
     *("-r", "--resource"),
     type=click.Choice(["cpu", "memory", "io", "network", "all"]),
@@ -51,6 +52,8 @@ def show(resource: str, output: str) -> None:
         table(_SHOW, [_show_row(row) for row in rows], right=_RIGHT)
     else:
         table(_SHOW_ALL, [_resource_row(row) for row in rows], right=_RIGHT)
+    if resource == "network" and not rows:
+        print("no agent shares the network: without `supervise --network-rate` only limits hold", file=sys.stderr)
 
 
 def _show_row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -73,7 +76,7 @@ def _name(row: Mapping[str, Any]) -> str:
     return str(row.get("name") or row.get("agent_id") or "")
 
 
-@alloc.command("explain")
+@alloc.command("explain", short_help="Why an agent has what it has; what would give it more.")
 @click.argument("name", type=AGENT)
 @click.option("-v", "--verbose", is_flag=True, help="Also the derivation: every equation with its numbers.")
 @output_option

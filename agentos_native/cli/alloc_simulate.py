@@ -38,6 +38,10 @@ _HELP: Final = """
       0,learner,lab,2,,
       10,dialogue,home,0.2,0.5,1m
       15,dialogue,home,1.5,,
+
+    WANTED, ENTITLED and HAD are CPUs on average (of an agent: while it ran), SHORT is what was reserved and wanted but
+    not had, in CPU-seconds. The agents shown are
+    those most short, then those that got the least of what they wanted.
 """
 
 
@@ -83,7 +87,7 @@ def _period(text: str) -> float:
 DURATION: Final = Quantity("time", quantities.parse_duration)
 
 
-@click.command(help=_HELP)
+@click.command(help=_HELP, short_help="A trace of agents on a machine of any size, without a kernel.")
 @click.option("-f", "--file", "trace", required=True, metavar="FILE", help="The trace; - for standard input.")
 @click.option("--spec", "specs", multiple=True, metavar="FILE", help="Documents of its tenants and agents (YAML).")
 @click.option("--cpus", type=Quantity("cpus", _cpus), help="Of the simulated machine (those of this one).")

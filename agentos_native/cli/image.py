@@ -20,7 +20,7 @@ def image() -> None:
     """Root filesystems of agents."""
 
 
-@image.command("import")
+@image.command("import", short_help="Unpack a directory or a tar as an image.")
 @click.argument("name")
 @click.argument("source", type=click.Path())
 @output_option

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("-q", "--quiet", is_flag=True, help="Only ids.")
 @output_option
 def ps(ended: bool, tenant: str | None, quiet: bool, output: str) -> None:
-    """List agents."""
+    """List agents. CPU and MEMORY are what is reserved and the limit: 500m/1."""
     agents = client_of().agents(tenant=tenant, ended=ended)
     if quiet:
         print("\n".join(agent.id for agent in agents) or "", end="\n" if agents else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 
@@ -65,5 +66,10 @@ def events(follow: bool, since: float | None, output: str) -> None:
             print_line(event)
             continue
         who = f"{event.tenant}/{event.name}" if event.tenant and event.name else event.name or event.tenant
-        detail = " ".join(f"{key}={value}" for key, value in event.detail.items() if value not in (None, ""))
+        detail = " ".join(f"{key}={_plain(value)}" for key, value in event.detail.items() if value not in (None, ""))
         print("  ".join(part for part in (clock(event.ts), event.type, who, detail) if part), flush=True)
+
+
+def _plain(value: object) -> str:
+    """A detail of an event: text as it is, what has parts as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)

@@ -172,7 +172,7 @@ def _headline(summary: dict[str, Any]) -> str:
         f"reservations: {summary['agents_short']} agents short, {summary['short_cpu_seconds']:.2f} CPU-seconds;"
         f" queue: {summary['waited']} waited, {summary['mean_wait']:.1f} s on average, {summary['worst_wait']:.1f} s"
         f" at worst; {summary['refused']} refused, {summary['still_waiting']} still wait\n"
-        f"{summary['ticks']} ticks ({summary['ticks_computed']} differed) in {summary['seconds']:.2f} s:"
+        f"{summary['ticks']} ticks ({summary['ticks_computed']} unlike the one before) in {summary['seconds']:.2f} s:"
         f" {speed:.0f} times real time"
     )
 

@@ -140,9 +140,7 @@ TABLE: Final[tuple[Setting, ...]] = (
         "on_exit", "stop|keep", _choice("stop", "keep"), str, "what becomes of agents when the supervisor is stopped"
     ),
     Setting("network", "required|off", _choice("required", "off"), str, "off: only agents without network can run"),
-    Setting(
-        "policy", "NAME", _choice(*model.POLICIES), str, "how tenants share: maxmin (default), drf, utility or priority"
-    ),
+    Setting("policy", "NAME", _choice(*model.POLICIES), str, "how tenants share: maxmin, drf, utility or priority"),
     Setting(
         *("control", "LIST", _resources, lambda names_: ",".join(names_) or "none"),
         "resources that are moved between agents: cpu,memory,io,network (all), or none",
@@ -151,10 +149,10 @@ TABLE: Final[tuple[Setting, ...]] = (
         *("network_rate", "RATE", _rate, quantities.format_rate),
         "bits per second of the machine's uplink, to be shared; without it only limits are kept",
     ),
-    Setting("queue_limit", "N", _count, str, "how many starts of a tenant may wait (100)"),
+    Setting("queue_limit", "N", _count, str, "how many starts of a tenant may wait"),
     Setting(
         *("record", "SIZE|off", _record, lambda size: quantities.format_memory(size) if size else "off"),
-        "size of the ring of recorded ticks in the state directory (16Mi)",
+        "size of the ring of recorded ticks in the state directory",
     ),
 )
 """Every setting, in the order of the help."""

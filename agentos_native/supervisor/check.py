@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 
 from agentos_native.cgroup import CgroupMount, discover
 from agentos_native.errors import EXIT_FAILED, AgentosError
 from agentos_native.kernel import caps, ns
+from agentos_native.spec.model import Controller
 from agentos_native.supervisor import admission, probes
 from agentos_native.supervisor.options import INITS
 from agentos_native.wire.api import CheckFeature, CheckReport
@@ -25,9 +26,9 @@ from agentos_native.wire.api import CheckFeature, CheckReport
 NEEDS_KERNEL: Final = "A kernel with {} is needed (Debian's has it)."
 GIVE_TO_V2: Final = (
     "The controller is bound to a cgroup v1 hierarchy. Boot with cgroup_no_v1=all (or, under systemd,\n"
-    "systemd.unified_cgroup_hierarchy=1) to have all controllers on v2; until then --allow-unenforced {}\n"
-    "runs agents without it."
+    "systemd.unified_cgroup_hierarchy=1) to have all controllers on v2"
 )
+WITHOUT: Final = "; until then --allow-unenforced {}\nruns agents without it."
 RATES: Final = (
     "modprobe sch_tbf (the kernel's CONFIG_NET_SCH_TBF): until then agents with limits.network cannot start,\n"
     "and networkRate is not shared."
@@ -114,7 +115,9 @@ def _controller(mount: CgroupMount, name: str, v1_name: str) -> Probe:
         bound = v1_name in mount.v1_controllers
         raise probes.Missing(f"bound to cgroup v1 ({v1_name})" if bound else "the kernel does not offer it")
 
-    return Probe("cgroup", f"controller-{name}", run, hint=GIVE_TO_V2.format(name))
+    agents_can_do_without = name in get_args(Controller)
+    hint = GIVE_TO_V2 + (WITHOUT.format(name) if agents_can_do_without else ".")
+    return Probe("cgroup", f"controller-{name}", run, hint=hint)
 
 
 def _cgroup(mount: CgroupMount | AgentosError, state: str) -> list[Probe]:

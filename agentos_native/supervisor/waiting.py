@@ -35,7 +35,8 @@ def explain(host: Host, agent: Agent, place: QueuePlace | None) -> dict[str, Any
     if obstacle is None:
         words.append("There is room for it: it starts when those that wait ahead of it have been served.")
         return {"queue": msgspec.to_builtins(place), "words": words, "enough": None, "room_makers": []}
-    words.append("What would let it in:")
+    ahead = place.tenant_place - 1 if place is not None else 0
+    words.append("What would let it in" + (f", after the {ahead} of its tenant ahead of it:" if ahead else ":"))
     enough = _enough(host, spec, promised, obstacle)
     if enough is not None:
         resource, amount = obstacle.details["resource"], format_of(obstacle.details["resource"], enough)
