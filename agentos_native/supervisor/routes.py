@@ -113,7 +113,10 @@ async def body(request: Request, kind: type[T]) -> T:
         received += chunk
         if len(received) > MAX_BODY:
             raise AgentosError("too-large", f"the request has more than {MAX_BODY} bytes")
-    return msgspec.json.decode(received or b"{}", type=kind)
+    try:
+        return msgspec.json.decode(received or b"{}", type=kind)
+    except RecursionError:
+        raise AgentosError("invalid-request", "the request is nested too deeply")
 
 
 def path_word(request: Request, name: str) -> str:
@@ -135,6 +138,14 @@ def number(request: Request, name: str, kind: Callable[[str], T]) -> T | None:
         return kind(text)
     except ValueError:
         raise AgentosError("invalid-request", f"{name} is no number: {text[:40]!r}", f"query parameter {name}")
+
+
+def count(text: str) -> int:
+    """How many, for `number`; any more than there can be are all."""
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return min(value, 2**31)
 
 
 class Lines(Response):

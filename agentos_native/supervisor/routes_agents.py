@@ -11,7 +11,7 @@ from agentos_native.supervisor import logs
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.lifecycle import Lifecycle
-from agentos_native.supervisor.routes import Endpoint, Lines, body, flag, number, path_word, unless_gone
+from agentos_native.supervisor.routes import Endpoint, Lines, body, count, flag, number, path_word, unless_gone
 from agentos_native.supervisor.views import agent_view
 from agentos_native.wire import api
 
@@ -168,7 +168,7 @@ class AgentRoutes:
             logs.follow(
                 cursor,
                 (lambda: news(agent)) if follow else (lambda: None),
-                tail=number(request, "tail", int),
+                tail=number(request, "tail", count),
                 since=number(request, "since", float) or 0.0,
                 stream=request.query_params.get("stream"),
             )
