@@ -14,6 +14,7 @@ import contextlib
 import os
 import shutil
 import signal as signals
+import sqlite3
 import time
 from functools import partial
 from pathlib import Path
@@ -287,7 +288,8 @@ class Lifecycle:
             run.stop_reason = reason
             was_paused = agent.record.state == "paused"
             agent.become("stopping", reason)
-            self.host.registry.save(agent.record)
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk is no reason to let it run on
+                self.host.registry.save(agent.record)
             self.runner.event(agent, "stopping", signal=signals.Signals(number).name)
             await self._signal_then_kill(run, number, spec.stop.grace if grace is None else grace, was_paused)
             await self.runner.finish(agent, run, run.ended.result())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -79,6 +80,12 @@ def as_error(error: BaseException) -> AgentosError:
         return AgentosError("invalid-request", str(error), "request body")
     if isinstance(error, ClientDisconnect):
         return AgentosError("disconnected", "the client went away in the middle of its request", "request body")
+    if isinstance(error, sqlite3.OperationalError):  # a full disk, above all
+        return AgentosError("registry", str(error), "state directory", "Is its disk full?")
+    return _unforeseen(error)
+
+
+def _unforeseen(error: BaseException) -> AgentosError:
     if isinstance(error, SyscallError):
         return AgentosError("internal", str(error), error.path)
     if isinstance(error, InjectedFault):

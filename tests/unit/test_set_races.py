@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from agentos_native.spec.model import Requests, Resources
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.changing import Changer
 from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.supervisor.routes import as_error
 from tests.fakehost import FakeLink, World
 from tests.unit.test_set import made, play, refused
 
@@ -79,5 +81,23 @@ def test_apply_does_not_bring_back_what_is_removed_meanwhile(tmp_path: Path) -> 
         (result,) = await applied
         assert [record.id for record in lifecycle.host.registry.agents()] == [result.id]
         assert result.id != old.id
+
+    play(tmp_path, story)
+
+
+def test_a_full_disk_does_not_keep_an_agent_from_being_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        agent = await lifecycle.run(made())
+
+        def full(record: Any) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(lifecycle.host.registry, "save", full)
+            with pytest.raises(sqlite3.OperationalError) as caught:
+                await lifecycle.stop(agent, grace=0.0)
+            assert as_error(caught.value).code == "registry"
+        assert not agent.live
+        assert not {thing for thing in world.exists if thing.startswith(("process", "cgroup", "network"))}
 
     play(tmp_path, story)
