@@ -236,6 +236,8 @@ class Lifecycle:
         async with agent.lock:
             if agent.record.state == "queued" and not agent.removed:
                 self.runner.start_failed(agent, error)
+                if agent.record.spec.auto_remove:
+                    await self._remove_locked(agent)
 
     async def _cancel_queued(self, agent: Agent, reason: str) -> None:
         """Call off a start that waits; the agent's lock is held."""

@@ -17,6 +17,8 @@ from agentos_native.supervisor.routes import as_error
 from tests.fakehost import FakeLink, World
 from tests.unit.test_set import made, play, refused
 
+NAMES = ("gone", "kept")
+
 
 def test_changes_of_tenants_at_once_do_not_undo_each_other(tmp_path: Path) -> None:
     async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
@@ -99,5 +101,20 @@ def test_a_full_disk_does_not_keep_an_agent_from_being_stopped(tmp_path: Path, m
             assert as_error(caught.value).code == "registry"
         assert not agent.live
         assert not {thing for thing in world.exists if thing.startswith(("process", "cgroup", "network"))}
+
+    play(tmp_path, story)
+
+
+def test_what_can_never_fit_any_more_is_removed_if_it_was_to_be(tmp_path: Path) -> None:
+    async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        big = Resources(requests=Requests(cpu=1500))
+        await lifecycle.run(made("big", resources=big))
+        waits = [made(name, tenant="t", resources=big, auto_remove=name == "gone") for name in NAMES]
+        agents = [await lifecycle.run(spec) for spec in waits]
+        await changer.change_tenant("t", {"limits": {"cpu": "1"}}, dry_run=False)
+        while any(agent.record.state == "queued" for agent in agents) or not agents[0].removed:
+            await asyncio.sleep(0.01)
+        assert [agent.record.state for agent in agents] == ["failed", "failed"]
+        assert (agents[0].removed, agents[1].removed) == (True, False)
 
     play(tmp_path, story)
