@@ -1,7 +1,8 @@
 """Shares on a real scheduler: each agent gets what it is entitled to within 2 % of the machine, and no reservation is
 short by more than 3 % of itself.
 
-The machine is virtual and slow, and its host is shared, so one more try is given to a comparison that fails.
+The machine is virtual and slow, and trims need some seconds to make up for the kernel's inexactness, so two more tries
+are given to a comparison that fails.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from agentos_native.supervisor.loop.rows import AllocationRow
 from tests.vm.loads import CPUS, SLEEPY, Load
 
 TOLERANCE = 0.02 * CPUS
+RETRIES = 2
 SHORT = 0.03
 """Of a reservation."""
 TICK = 0.003 * CPUS
@@ -49,7 +51,9 @@ def water_fill(capacity: float, agents: dict[str, tuple[float, float, float]]) -
 def assert_shares(load: Load, expected: Callable[[float], dict[str, float]]) -> dict[str, AllocationRow]:
     """Entitled shares are `expected` of the capacity, and measured ones follow them."""
     rows = load.shares()
-    if not kept(rows):
+    for _ in range(RETRIES):
+        if kept(rows):
+            break
         rows = load.shares(settle=0.0)
     for name, share in expected(next(iter(rows.values())).capacity).items():
         assert rows[name].entitled == pytest.approx(share, abs=0.02 * CPUS), name
