@@ -135,8 +135,21 @@ class Applier:
             raise queue_full(spec, number, most, f"; {why.what}")
 
     async def delete(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
-        """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent."""
+        """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent.
+
+        Raises:
+            AgentosError: ``tenant-in-use``: a tenant has agents that are not among the documents; nothing is removed.
+        """
         async with self._lock:
+            going = {
+                (single.tenant, single.name)
+                for spec in documents
+                if isinstance(spec, AgentSpec)
+                for single in replicas(spec)
+            }
+            for tenant in documents:
+                if isinstance(tenant, TenantSpec):
+                    self._check_unused(tenant.name, going)
             results = []
             for spec in documents:
                 if isinstance(spec, AgentSpec):
@@ -215,6 +228,18 @@ class Applier:
             await self._lifecycle.remove(agent, force=True)
         return _result(spec, "deleted", agent)
 
+    def _check_unused(self, name: str, going: Collection[tuple[str, str]] = ()) -> None:
+        """Raise ``tenant-in-use`` while the tenant has agents that are not `going` (tenant, name)."""
+        specs = [agent.record.spec for agent in self._host.agents if agent.record.spec.tenant == name]
+        members = [spec.name for spec in specs if (spec.tenant, spec.name) not in going]
+        if members and name in self._host.tenants:
+            raise AgentosError(
+                "tenant-in-use",
+                f"tenant {name} still has {len(members)} agents ({', '.join(members[:5])})",
+                f"tenant {name}",
+                "Remove its agents first.",
+            )
+
     async def delete_tenant(self, name: str, *, dry_run: bool = False) -> ApplyResult:
         """Forget a tenant's declaration.
 
@@ -224,16 +249,9 @@ class Applier:
         host = self._host
         if name not in host.tenants:
             return ApplyResult(kind="Tenant", name=name, tenant=name, action="absent")
-        members = [agent.record.spec.name for agent in host.agents if agent.record.spec.tenant == name]
         if dry_run:
             return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
-        if members:
-            raise AgentosError(
-                "tenant-in-use",
-                f"tenant {name} still has {len(members)} agents ({', '.join(members[:5])})",
-                f"tenant {name}",
-                "Remove its agents first.",
-            )
+        self._check_unused(name)
         host.registry.forget_tenant(name)
         del host.tenants[name]
         host.shares.remove_tenant(name)

@@ -330,6 +330,11 @@ def test_documents(tmp_path: Path) -> None:
         assert len(lifecycle.host.agents) == 2  # the one that would have fitted was not made either
         with pytest.raises(AgentosError, match="tenant-in-use"):
             await applier.delete([tenant], dry_run=False)
+        with pytest.raises(AgentosError, match="tenant-in-use"):  # w-1 would stay: then w-0 does, too
+            await applier.delete([tenant, spec("w-0", tenant="home")], dry_run=True)
+        with pytest.raises(AgentosError, match="tenant-in-use"):
+            await applier.delete([tenant, spec("w-0", tenant="home")], dry_run=False)
+        assert len(lifecycle.host.agents) == 2
         gone = await applier.delete([tenant, spec("w", tenant="home", replicas=4)], dry_run=False)
         assert [result.action for result in gone] == ["deleted", "deleted", "absent", "absent", "deleted"]
         assert len(lifecycle.host.agents) == 0
