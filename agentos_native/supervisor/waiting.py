@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import AgentSpec
+from agentos_native.spec.model import AgentSpec, TenantSpec
 from agentos_native.spec.quantities import format_cpu, format_memory
 from agentos_native.supervisor import admission
 from agentos_native.supervisor.agents import Agent
@@ -51,9 +52,23 @@ def explain(host: Host, agent: Agent, place: QueuePlace | None) -> dict[str, Any
         words.append(f"  the end of {' or '.join(names[:NAMED])}{more}")
     else:
         words.append("  the end of several agents: no single one reserves enough")
+    words += _unused(host, spec, promised, str(obstacle.details.get("resource")))
     if str(obstacle.details.get("where", "")).startswith("tenant ") or obstacle.code == "tenant-full":
         words.append(f"  a higher limit of its tenant {spec.tenant}: agentos-native tenant set {spec.tenant} …")
     return {"queue": msgspec.to_builtins(place), "words": words, "enough": enough, "room_makers": names}
+
+
+def _unused(host: Host, spec: AgentSpec, promised: list[AgentSpec], resource: str) -> list[str]:
+    """Tenants of which each reserves so much more than its agents that it alone keeps `spec` out."""
+    lines = []
+    for name, tenant in host.tenants.items():
+        without = msgspec.structs.replace(tenant, requests=msgspec.structs.replace(tenant.requests, cpu=0, memory=0))
+        if name != spec.tenant and _obstacle(host, spec, promised, {**host.tenants, name: without}) is None:
+            lines.append(
+                f"  less of tenant {name}'s own reservation, which its agents do not use:"
+                f" agentos-native tenant set {name} --{resource}-request …"
+            )
+    return lines
 
 
 def format_of(resource: str, amount: int) -> str:
@@ -65,9 +80,11 @@ def _without(promised: list[AgentSpec], one: AgentSpec) -> list[AgentSpec]:
     return [other for other in promised if other is not one]
 
 
-def _obstacle(host: Host, spec: AgentSpec, promised: list[AgentSpec]) -> AgentosError | None:
+def _obstacle(
+    host: Host, spec: AgentSpec, promised: list[AgentSpec], tenants: Mapping[str, TenantSpec] | None = None
+) -> AgentosError | None:
     try:
-        admission.admit(spec, promised, host.tenants, host.capacity)
+        admission.admit(spec, promised, host.tenants if tenants is None else tenants, host.capacity)
     except AgentosError as error:
         return error
     return None

@@ -417,6 +417,23 @@ def test_a_queued_agent_says_what_would_let_it_in(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_room_that_an_idle_tenant_reserves_is_named(tmp_path: Path) -> None:
+    from agentos_native.supervisor import waiting
+
+    async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        lifecycle.host.tenants["idle"] = TenantSpec(name="idle", requests=Requests(cpu=700))
+        await lifecycle.run(made("big", resources=Resources(requests=Requests(cpu=1000))))
+        agent = await lifecycle.run(made("late", resources=Resources(requests=Requests(cpu=800))))
+        words = waiting.explain(lifecycle.host, agent, lifecycle.queue.place(agent))["words"]
+        assert [line for line in words if "tenant set idle --cpu-request" in line]
+        lifecycle.host.tenants["idle"] = TenantSpec(name="idle", requests=Requests(memory=1))
+        await lifecycle.run(made("more", resources=Resources(requests=Requests(cpu=500))))
+        words = waiting.explain(lifecycle.host, agent, lifecycle.queue.place(agent))["words"]
+        assert not [line for line in words if "own reservation" in line]
+
+    play(tmp_path, story)
+
+
 def test_patches_merge_like_rfc_7396() -> None:
     assert merged({"a": {"b": 1, "c": 2}, "d": [1]}, {"a": {"b": None, "e": 3}, "d": [2]}) == {
         "a": {"c": 2, "e": 3},
