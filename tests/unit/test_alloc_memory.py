@@ -228,7 +228,7 @@ def test_what_comes_back_was_not_cold() -> None:
 
 
 WITHOUT_SHRINKING = (Phase.explicit, Phase.reuse, Phase.generate)
-"""A world of 350 turns takes too long to be made smaller."""
+"""A world of 750 turns takes too long to be made smaller."""
 amounts = st.floats(0, 2048 * MIB)
 wild = st.one_of(amounts, st.sampled_from([float("nan"), INF, -INF, -1.0, 1e300]))
 
@@ -287,7 +287,7 @@ programs = st.builds(
 @given(st.lists(programs, min_size=1, max_size=5), st.floats(600, 3000))
 def test_a_steady_load_comes_to_rest_within_capacity(load: list[Program], size: float) -> None:
     world = World([replace(program) for program in load], size * MIB)
-    world.turns(200)
+    world.turns(700)  # whoever stalls all the time is taken a third of a per cent in a turn
     world.writes = 0
     outcome = world.turns(50)
     assert world.writes == 0
