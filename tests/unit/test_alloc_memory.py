@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from agentos_native.alloc import TIERS, Problem, use_numpy
 from agentos_native.alloc.memory import (
     CALM,
+    FALL_TIME,
     LEAST,
     LONGEST_PAUSE,
     RECLAIM_MOST,
@@ -165,6 +166,21 @@ def test_a_hog_is_held_at_its_fair_share_and_its_reserved_neighbour_is_not() -> 
     assert outcome.state.high[0] == pytest.approx(700 * MIB, rel=0.03)  # the reservation is kept free in full
     assert hog.current <= 721 * MIB
     assert np.isinf(outcome.state.high[1])
+
+
+def test_what_was_just_grown_by_is_kept_free_and_then_given_to_others() -> None:
+    """Whoever grew may grow by as much again; that this did not happen is believed in the time of `FALL_TIME`."""
+    grower, hog = Program(anon=80 * MIB), Program(anon=4096 * MIB)
+    world = World([grower, hog], 1000 * MIB)
+    world.turns(1)
+    grower.anon = 200 * MIB
+    outcome = world.turns(1)
+    assert outcome.wanted[0] == pytest.approx((1.05 * 200 + 120) * MIB)
+    assert outcome.share[1] == pytest.approx((1000 - 330) * MIB)
+    outcome = world.turns(round(FALL_TIME / 2.0))
+    assert outcome.wanted[0] == pytest.approx((1.05 * 200 + 120 * np.exp(-1)) * MIB)
+    outcome = world.turns(40)
+    assert outcome.share[1] == pytest.approx((1000 - 210) * MIB, rel=0.01)
 
 
 def test_two_hogs_end_at_their_weights() -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -95,6 +96,14 @@ class Memory:
             time.sleep(period)
             self.loop.turn(time.monotonic())
 
+    def turns_until(self, condition: Callable[[dict[str, dict[str, Any]]], bool], seconds: float = 60.0) -> None:
+        """Turns until the rows are as they shall be."""
+        deadline = time.monotonic() + seconds
+        self.turns(1)
+        while not condition(rows := self.rows()):
+            assert time.monotonic() < deadline, rows
+            self.turns(1)
+
     def rows(self) -> dict[str, dict[str, Any]]:
         found = {self.names[agent_id]: row for agent_id, row in self.loop.rows().items()}
         for name, row in found.items():
@@ -106,6 +115,14 @@ class Memory:
 def value(path: str, name: str) -> int:
     """One number of a group."""
     return int(Path(path, name).read_text())
+
+
+def filled(path: str, size: int, seconds: float = 60.0) -> None:
+    """Wait until the group uses `size` MiB."""
+    deadline = time.monotonic() + seconds
+    while value(path, "memory.current") < size * MIB:
+        assert time.monotonic() < deadline, value(path, "memory.current")
+        time.sleep(0.1)
 
 
 def make_file(path: Path, size: int) -> None:

@@ -8,25 +8,26 @@ from pathlib import Path
 import pytest
 
 from agentos_native.cgroup import GroupRef, GroupSettings
-from tests.vm.memory_loads import GROW, HOLD, MIB, READ, Memory, make_file, value
+from tests.vm.memory_loads import GROW, HOLD, MIB, READ, Memory, filled, make_file, value
 
 pytestmark = pytest.mark.timeout(600)
 
 
 def test_a_hog_is_held_and_its_reserved_neighbour_keeps_its_memory() -> None:
+    """The neighbour has grown before it is first looked at: else its growth would be counted on for a while."""
     with Memory("hog", size=130) as load:
         reserved = load.agent("reserved", HOLD.format(size=40), request=50)
+        filled(reserved, 40)
         hog = load.agent("hog", GROW.format(step=2, rest=0.05))
-        load.turns(20)
+        load.turns_until(lambda rows: rows["hog"]["squeezed"] and rows["hog"]["stalled"] > 0.3)
         rows = load.rows()
         first = value(hog, "memory.current")
         load.turns(6)
-        assert rows["hog"]["squeezed"]
-        assert rows["hog"]["entitled"] == pytest.approx(80 * MIB, rel=0.15)  # what is left beside the reservation
-        assert value(hog, "memory.high") <= 90 * MIB
+        assert rows["hog"]["entitled"] == pytest.approx(80 * MIB, rel=0.05)  # what is left beside the reservation
+        assert rows["reserved"]["entitled"] == 50 * MIB
+        assert value(hog, "memory.high") <= 84 * MIB
         assert value(hog, "memory.current") <= 1.15 * value(hog, "memory.high")
         assert value(hog, "memory.current") - first <= 8 * MIB  # it would have taken 100 more
-        assert rows["hog"]["stalled"] > 0.3
         assert value(reserved, "memory.current") >= 40 * MIB
         assert not rows["reserved"]["squeezed"]
         assert Path(reserved, "memory.high").read_text().strip() == "max"
@@ -42,10 +43,7 @@ def test_a_sleepers_cache_is_taken_back(tmp_path: Path) -> None:
         with Memory("sleeper", size=1000) as load:
             load.loop._meter.idle_after, load.loop._meter.idle_check = 2.0, 0.5
             path = load.agent("sleeper", READ.format(path=str(disk)))
-            deadline = time.monotonic() + 60
-            while value(path, "memory.current") < 60 * MIB:
-                assert time.monotonic() < deadline
-                time.sleep(0.2)
+            filled(path, 60)
             load.turns(20)
             row = load.rows()["sleeper"]
             assert row["idle"]
