@@ -170,7 +170,7 @@ def test_a_hog_is_held_at_its_fair_share_and_its_reserved_neighbour_is_not() -> 
 
 def test_what_was_just_grown_by_is_kept_free_and_then_given_to_others() -> None:
     """Whoever grew may grow by as much again; that this did not happen is believed in the time of `FALL_TIME`."""
-    grower, hog = Program(anon=80 * MIB), Program(anon=4096 * MIB)
+    grower, hog = Program(anon=80 * MIB), Program(anon=4096 * MIB, growth=150 * MIB)
     world = World([grower, hog], 1000 * MIB)
     world.turns(1)
     grower.anon = 200 * MIB
