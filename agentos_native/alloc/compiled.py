@@ -138,9 +138,7 @@ def _bracketed(weights: Reals, floors: Reals, ceilings: Reals, budget: float, gu
 
 
 @vectorised
-def _bounds(
-    weights: Reals, floors: Reals, ceilings: Reals, begin: int, end: int
-) -> tuple[float, float, float, float]:
+def _bounds(weights: Reals, floors: Reals, ceilings: Reals, begin: int, end: int) -> tuple[float, float, float, float]:
     low_sum, high_sum, weight_sum, high = 0.0, 0.0, 0.0, 0.0
     for i in range(begin, end):
         low_sum += floors[i]
@@ -151,9 +149,7 @@ def _bounds(
 
 
 @helper
-def _newton(
-    weights: Reals, floors: Reals, ceilings: Reals, begin: int, end: int, budget: float, guess: float
-) -> float:
+def _newton(weights: Reals, floors: Reals, ceilings: Reals, begin: int, end: int, budget: float, guess: float) -> float:
     low_sum, high_sum, weight_sum, high = _bounds(weights, floors, ceilings, begin, end)
     if begin == end or budget >= high_sum:
         return np.inf

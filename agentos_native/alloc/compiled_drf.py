@@ -27,9 +27,7 @@ _FILL: Final = f"b1({_AGENTS}, i8[::1], f8[::1], f8[:, ::1], b1, f{{0}}[::1], f8
 
 
 @helper
-def _compact(
-    agents: Any, begin: int, end: int, shut: Any, scales: Reals, left: Floats, index: Indices
-) -> Any:
+def _compact(agents: Any, begin: int, end: int, shut: Any, scales: Reals, left: Floats, index: Indices) -> Any:
     """Copies of those that use no resource that is `shut`; what the others use at `scales` is taken from `left`."""
     weights, columns, floors, ceilings = agents
     count, m = 0, len(columns)
@@ -79,8 +77,17 @@ def _go_on(
 
 @helper
 def _tier(
-    agents: Any, begin: int, end: int, budget: Floats, closed: Any, guesses: Floats, swept: Floats, sums: Floats,
-    inside: Indices, scales: Reals, levels: Floats
+    agents: Any,
+    begin: int,
+    end: int,
+    budget: Floats,
+    closed: Any,
+    guesses: Floats,
+    swept: Floats,
+    sums: Floats,
+    inside: Indices,
+    scales: Reals,
+    levels: Floats,
 ) -> None:
     """One tier: its agents' scales, and its resources' levels; `sums` row 0: what it uses. The budget includes the
     tier's floors (use of them: `sums` row 2, where something is closed); of what is closed nothing is left beyond."""

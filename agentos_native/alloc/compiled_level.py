@@ -207,9 +207,7 @@ def _candidate(at: Floats, budget: Floats) -> tuple[float, int]:
 
 
 @helper
-def _settle(
-    agents: Any, inside: Indices, low: float, high: float, sums: Floats, budget: Floats
-) -> Any:
+def _settle(agents: Any, inside: Indices, low: float, high: float, sums: Floats, budget: Floats) -> Any:
     """The level inside a bracket at which the first resource runs out, and which; `sums` row 0: the use at it."""
     few, line = _take_out(agents, inside, low, high, sums)
     moving, at = np.empty((3, len(inside))), np.empty((3, len(budget)))

@@ -52,7 +52,7 @@ COMMANDS: Final[dict[str, dict[str, tuple[str, str]]]] = {
         "alloc": ("alloc:alloc", "What the allocator gives, and why."),
         "report": ("report:report", "A page about the recorded ticks: shares, pressure, starts."),
     },
-    "Images": {"image": ("image:image", "Root filesystems of agents.")},
+    "Images": {"image": ("images:image", "Root filesystems of agents.")},
 }
 _NoArguments: Final[Any] = getattr(click.exceptions, "NoArgsIsHelpError", ())  # from click 8.2 on
 _FLAT: Final = {name: entry for commands in COMMANDS.values() for name, entry in commands.items()}

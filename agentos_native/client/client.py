@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
 import msgspec
 
-from agentos_native.client import transport
+from agentos_native.client.door import query
+from agentos_native.client.images import ImageCalls
 from agentos_native.errors import AgentosError
 from agentos_native.wire import api
 
@@ -17,12 +17,8 @@ if TYPE_CHECKING:
     from agentos_native.client.stream import Stream
     from agentos_native.spec.model import AgentSpec, Document
 
-DEFAULT_SOCKET = "/run/agentos/agentos.sock"
-_Body = TypeVar("_Body")
-_PIECE = 1 << 18
 
-
-class Client:
+class Client(ImageCalls):
     """The supervisor behind one socket.
 
     Args:
@@ -32,31 +28,6 @@ class Client:
     Every method raises `AgentosError`: the supervisor's own, or ``no-supervisor``, ``connection-lost``, ``timeout``.
     An agent is named NAME, TENANT/NAME, by its id or by a beginning of it that fits no other.
     """
-
-    def __init__(self, socket: str | None = None, timeout: float = 120.0) -> None:
-        self.socket = socket or os.environ.get("AGENTOS_SOCKET") or DEFAULT_SOCKET
-        self.timeout = timeout
-
-    # -- the door ------------------------------------------------------------------------------------------------
-
-    def request(self, method: str, target: str, body: Any = None, *, timeout: float | None = -1.0) -> Any:
-        """One exchange of JSON; `target` is the path with its query. For what has no method here."""
-        return msgspec.json.decode(self._exchange(method, target, body, timeout) or b"null")
-
-    def _exchange(self, method: str, target: str, body: Any, timeout: float | None) -> bytes:
-        encoded = None if body is None else msgspec.json.encode(body)
-        seconds = self.timeout if timeout == -1.0 else timeout
-        with transport.Exchange(self.socket, method, target, body=encoded, timeout=seconds) as exchange:
-            return exchange.read()
-
-    def _typed(
-        self, kind: type[_Body], method: str, target: str, body: Any = None, timeout: float | None = -1.0
-    ) -> _Body:
-        return _decoded(self._exchange(method, target, body, timeout), kind, target)
-
-    def _lines(self, target: str) -> Iterator[bytes]:
-        with transport.Exchange(self.socket, "GET", target) as exchange:
-            yield from exchange.lines()
 
     # -- the node ------------------------------------------------------------------------------------------------
 
@@ -164,12 +135,12 @@ class Client:
     ) -> Iterator[api.LogLine]:
         """What the agent wrote; with `follow` until it ends."""
         fields = {"follow": "1" if follow else None, "tail": tail, "since": since, "stream": stream}
-        for line in self._lines(_agent(ref, "logs") + _query(fields)):
+        for line in self._lines(_agent(ref, "logs") + query(fields)):
             yield msgspec.json.decode(line, type=api.LogLine)
 
     def events(self, *, follow: bool = False, since: float | None = None) -> Iterator[api.Event]:
         """What happened on this node."""
-        for line in self._lines("/v1/events" + _query({"follow": "1" if follow else None, "since": since})):
+        for line in self._lines("/v1/events" + query({"follow": "1" if follow else None, "since": since})):
             yield msgspec.json.decode(line, type=api.Event)
 
     def exec(
@@ -201,7 +172,7 @@ class Client:
 
     def alloc(self, resource: str = "cpu") -> list[dict[str, Any]]:
         """What the allocator gives each agent, in the resource's unit; `resource` "all": a row for each."""
-        target = "/v1/alloc" + ("" if resource == "cpu" else _query({"resource": resource}))
+        target = "/v1/alloc" + ("" if resource == "cpu" else query({"resource": resource}))
         rows: list[dict[str, Any]] = self.request("GET", target)["rows"]
         return rows
 
@@ -226,36 +197,6 @@ class Client:
         body = api.ChangeRequest(spec=patch, dry_run=dry_run)
         return self._typed(api.ChangeResult, "PATCH", "/v1/tenants/" + quote(name, safe=""), body)
 
-    # -- images --------------------------------------------------------------------------------------------------
-
-    def images(self) -> list[api.ImageBody]:
-        return self._typed(api.ImageList, "GET", "/v1/images").images
-
-    def image(self, ref: str) -> api.ImageBody:
-        return self._typed(api.ImageBody, "GET", "/v1/images/" + quote(ref, safe=""))
-
-    def remove_image(self, ref: str) -> None:
-        self._exchange("DELETE", "/v1/images/" + quote(ref, safe=""), None, None)
-
-    def import_image(self, name: str, source: str | IO[bytes]) -> api.ImageBody:
-        """Unpack a root filesystem: a path that the supervisor reads, or an open tar stream that is sent to it."""
-        if isinstance(source, str):
-            target = "/v1/images" + _query({"name": name, "source": os.path.abspath(source)})
-            return self._typed(api.ImageBody, "POST", target, None, None)
-        target = "/v1/images" + _query({"name": name})
-        pieces = iter(lambda: source.read(_PIECE), b"")
-        with transport.Exchange(self.socket, "POST", target, body=pieces, content_type="application/x-tar") as exchange:
-            return _decoded(exchange.read(), api.ImageBody, target)
-
-
-def _decoded(answer: bytes, kind: type[_Body], target: str) -> _Body:
-    try:
-        return msgspec.json.decode(answer, type=kind)
-    except msgspec.DecodeError as error:
-        raise AgentosError(
-            "internal", f"an answer that is not understood ({error})", target, "are both of one version?"
-        )
-
 
 def _bodies(documents: Iterable[Document]) -> list[api.DocumentBody]:
     from agentos_native.spec import to_builtins
@@ -271,8 +212,3 @@ def _agent(ref: str, verb: str = "") -> str:
     if not ref:
         raise AgentosError("invalid-name", "the agent's name is empty")
     return f"/v1/agents/{quote(ref, safe='')}" + (f"/{verb}" if verb else "")
-
-
-def _query(fields: dict[str, Any]) -> str:
-    given = {name: value for name, value in fields.items() if value is not None}
-    return "?" + urlencode(given) if given else ""

@@ -11,11 +11,24 @@ DEFAULT_COMMAND: Final = ("/bin/sh",)
 """What runs in an image that names no command of its own: a directory and a plain tar carry no configuration."""
 
 
+class Healthcheck(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """HEALTHCHECK of an image, kept and exported; `test` as Docker writes it (``NONE``, ``CMD`` …, ``CMD-SHELL`` …).
+
+    Times in nanoseconds, as in the image's own configuration; 0 for the default.
+    """
+
+    test: tuple[str, ...] = ()
+    interval: int = 0
+    timeout: int = 0
+    start_period: int = 0
+    retries: int = 0
+
+
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a program of the image is started; the words are OCI's.
 
     `env` holds name and value pairs in order; `user` is as in ``--user`` and is looked up in the image by
-    `resolve_user`.
+    `resolve_user`; `shell` is what a build runs a shell form with.
     """
 
     entrypoint: tuple[str, ...] = ()
@@ -24,25 +37,51 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     user: str = ""
     workdir: str = "/"
     labels: dict[str, str] = {}
+    exposed: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+    healthcheck: Healthcheck | None = None
+    shell: tuple[str, ...] = ()
+    on_build: tuple[str, ...] = ()
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One step that an image was made by, OCI's words; `created` is RFC 3339, `empty` means that it made no layer."""
+
+    created_by: str = ""
+    created: str = ""
+    comment: str = ""
+    author: str = ""
+    empty: bool = False
+
+
+class Layer(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree in the store: its digest (see `unpack.digest`), the bytes in its files (hard links once), its entries."""
+
+    digest: str
+    size: int
+    entries: int
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The record of one image in the store, ``manifests/<hex>.json``.
 
-    The image's digest is taken over `config` and `layers` only (see `store.manifest_digest`), so that the same tree
-    imported twice is the same image; the other fields describe it.
+    The image's digest is taken over `config` and the digests of `layers` only (see `store.manifest_digest`), so that
+    the same tree imported twice is the same image; the other fields describe it.
 
     Args:
-        layers: digests of the trees, lowest first.
-        size: bytes in regular files, hard links counted once.
+        layers: lowest first.
+        history: oldest first; its steps that are not `empty` belong to `layers`, in order.
+        architecture: as OCI has it ("amd64"); "" where nobody said.
         notes: what the import left out, in words.
     """
 
     config: ImageConfig
-    layers: tuple[str, ...]
+    layers: tuple[Layer, ...]
     created: float
-    size: int
-    entries: int
+    history: tuple[History, ...] = ()
+    architecture: str = ""
+    author: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -50,7 +89,8 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     """An image as the rest of the program sees it.
 
     `name` is the name that it was asked for by ("" for a digest); `names` are all that point to it; `layers` are the
-    unpacked trees, lowest first, which nobody may write to.
+    unpacked trees, lowest first, which nobody may write to, and `stack` what the store knows of each of them. `size`
+    and `entries` are sums over the stack.
     """
 
     digest: str
@@ -61,6 +101,10 @@ class Image(msgspec.Struct, frozen=True, kw_only=True):
     entries: int
     config: ImageConfig
     layers: tuple[Path, ...]
+    stack: tuple[Layer, ...] = ()
+    history: tuple[History, ...] = ()
+    architecture: str = ""
+    author: str = ""
     notes: tuple[str, ...] = ()
 
 

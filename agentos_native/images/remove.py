@@ -15,7 +15,7 @@ import time
 from typing import Final
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.writer import STRICT
+from agentos_native.images.unpack.writer import STRICT
 from agentos_native.kernel.openat2 import openat2
 
 _DEPTH_MAX: Final = 16

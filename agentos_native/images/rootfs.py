@@ -27,7 +27,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Image
 from agentos_native.images.remove import remove_tree
-from agentos_native.images.writer import STRICT
+from agentos_native.images.unpack.writer import STRICT
 from agentos_native.kernel import mount as kernel_mount
 from agentos_native.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, SyscallError
 from agentos_native.kernel.mount import (

@@ -39,12 +39,12 @@ import msgspec
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import confine
-from agentos_native.images.archive import entries
-from agentos_native.images.digest import measure
-from agentos_native.images.directory import DirectoryReader
 from agentos_native.images.model import Failed, Job, Measured, Message, Progress, Unpacked
-from agentos_native.images.stream import Forward, corrupt
-from agentos_native.images.writer import TreeWriter
+from agentos_native.images.unpack.archive import entries
+from agentos_native.images.unpack.digest import measure
+from agentos_native.images.unpack.directory import DirectoryReader
+from agentos_native.images.unpack.stream import Forward, corrupt
+from agentos_native.images.unpack.writer import TreeWriter
 from agentos_native.kernel import ns
 from agentos_native.kernel.libc import SyscallError, libc_call
 from agentos_native.kernel.process import close_range

@@ -105,4 +105,3 @@ def _code_and_status(status: int) -> tuple[int, int]:
     if os.WIFEXITED(status):
         return os.CLD_EXITED, os.WEXITSTATUS(status)
     return (os.CLD_DUMPED if os.WCOREDUMP(status) else os.CLD_KILLED), os.WTERMSIG(status)
-

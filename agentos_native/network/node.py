@@ -248,9 +248,7 @@ class NodeNetwork:
             undo.pop_all()
         return self._attachment(own, slot, agent_id, mode, namespace.fd)
 
-    def adopt(
-        self, slot: int, agent_id: str, mode: str, rates: Rates = NO_RATES, pidfd: int = -1
-    ) -> Attachment | None:
+    def adopt(self, slot: int, agent_id: str, mode: str, rates: Rates = NO_RATES, pidfd: int = -1) -> Attachment | None:
         """Take over the wire of an agent that ran before this supervisor: whatever of the host's side is missing is put
         back, and its rates are what `rates` says, whatever they were.
 

@@ -256,9 +256,7 @@ class Tally:
                 rows.writerow(("time", "tenant", "agent", "wanted_cpus", "entitled_cpus", "had_cpus"))
                 for name, series in self.tenants.items():
                     columns = (self.times, series.wanted, series.entitled, series.had)
-                    rows.writerows(
-                        (time, name, "", *_rounded(values)) for time, *values in zip(*columns, strict=True)
-                    )
+                    rows.writerows((time, name, "", *_rounded(values)) for time, *values in zip(*columns, strict=True))
                 for place, one in self.agents.items():
                     tenant, agent = self._crowd.label(place)
                     for time, entitled, had in zip(one["time"], one["entitled"], one["had"], strict=True):

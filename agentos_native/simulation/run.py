@@ -244,7 +244,6 @@ class Simulation:
                     state.problems[name] = problem
                     state.shares = {**state.shares, name: alloc.solve(problem).share}
 
-
     def _profile(self) -> Floats | None:
         """The parts of the machine's memory and network that each wants: ``drf`` looks at them."""
         machine, order = self._machine, self._crowd.order

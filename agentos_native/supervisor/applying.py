@@ -41,9 +41,7 @@ class Applier:
         self._lock = asyncio.Lock()
         self.changer = Changer(lifecycle)
 
-    async def apply(
-        self, documents: Sequence[Document], *, dry_run: bool, wait: bool = True
-    ) -> list[ApplyResult]:
+    async def apply(self, documents: Sequence[Document], *, dry_run: bool, wait: bool = True) -> list[ApplyResult]:
         """Tenants first, then agents (side by side). The error of the first document that failed is raised at the end.
 
         Args:

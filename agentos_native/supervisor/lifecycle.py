@@ -390,9 +390,7 @@ class Lifecycle:
         if not keep:
             waits = {"queued"} if self.host.options.embedded else set()  # no next supervisor is sure to come
             stops = [
-                self._stop_at_the_end(agent)
-                for agent in self.host.agents
-                if agent.live or agent.record.state in waits
+                self._stop_at_the_end(agent) for agent in self.host.agents if agent.live or agent.record.state in waits
             ]
             await asyncio.gather(*stops, return_exceptions=True)
         await self.tasks.close()

@@ -77,8 +77,7 @@ class Queue:
         found = [
             agent.record.spec
             for agent in self._host.agents
-            if agent is not without
-            and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
+            if agent is not without and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
         ]
         if self._kept:
             kept = {(spec.tenant, spec.name): spec for spec in self._kept}

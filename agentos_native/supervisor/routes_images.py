@@ -16,7 +16,7 @@ from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.routes import Endpoint, path_word
 from agentos_native.supervisor.streams import write_all
 from agentos_native.supervisor.views import image_view
-from agentos_native.wire import api
+from agentos_native.wire import images as wire
 
 
 class ImageRoutes:
@@ -30,17 +30,17 @@ class ImageRoutes:
         """The rows of the API."""
         source = ("name", "source")
         return [
-            Endpoint("GET", "/v1/images", self.list, "Images", None, api.ImageList),
-            Endpoint("POST", "/v1/images", self.import_, "Import a tree or a tar", None, api.ImageBody, query=source),
-            Endpoint("GET", "/v1/images/{ref}", self.show, "One image", None, api.ImageBody),
+            Endpoint("GET", "/v1/images", self.list, "Images", None, wire.ImageList),
+            Endpoint("POST", "/v1/images", self.import_, "Import a tree or a tar", None, wire.ImageBody, query=source),
+            Endpoint("GET", "/v1/images/{ref}", self.show, "One image", None, wire.ImageBody),
             Endpoint("DELETE", "/v1/images/{ref}", self.remove, "Remove a name or an image", status=204),
         ]
 
-    async def list(self, _request: Request) -> api.ImageList:
+    async def list(self, _request: Request) -> wire.ImageList:
         """All of them."""
-        return api.ImageList(images=[image_view(image) for image in await asyncio.to_thread(self._store.list)])
+        return wire.ImageList(images=[image_view(image) for image in await asyncio.to_thread(self._store.list)])
 
-    async def show(self, request: Request) -> api.ImageBody:
+    async def show(self, request: Request) -> wire.ImageBody:
         """By name or digest."""
         return image_view(await asyncio.to_thread(self._store.get, path_word(request, "ref")))
 
@@ -53,7 +53,7 @@ class ImageRoutes:
         self._host.forget_image(image.digest)
         self._host.events.add("image-removed", image=ref)
 
-    async def import_(self, request: Request) -> api.ImageBody:
+    async def import_(self, request: Request) -> wire.ImageBody:
         """From ``source``, a path on this machine, or from the body: a tar, plain or compressed."""
         name = request.query_params.get("name", "")
         if not name:

@@ -14,6 +14,7 @@ from agentos_native.supervisor import admission
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.host import Host
 from agentos_native.wire import api
+from agentos_native.wire import images as wire
 
 
 def agent_view(host: Host, agent: Agent, *, usage: dict[str, Any] | None = None) -> api.Agent:
@@ -110,10 +111,10 @@ def _reservation(capacity: int, promised: int) -> api.Reservation:
     return api.Reservation(capacity=capacity, promised=promised, free=max(capacity - promised, 0))
 
 
-def image_view(image: Image) -> api.ImageBody:
+def image_view(image: Image) -> wire.ImageBody:
     """One image."""
     config = image.config
-    return api.ImageBody(
+    return wire.ImageBody(
         digest=image.digest,
         name=image.name or (image.names[0] if image.names else ""),
         names=list(image.names),

@@ -302,20 +302,6 @@ class LogLine(_Body, kw_only=True):
     partial: bool = False
 
 
-class ImageBody(_Body, kw_only=True):
-    digest: str
-    name: str
-    names: list[str] = msgspec.field(default_factory=list)
-    created: float
-    size: int
-    entries: int
-    config: dict[str, Any] = msgspec.field(default_factory=dict)
-
-
-class ImageList(_Body, kw_only=True):
-    images: list[ImageBody]
-
-
 class CheckFeature(_Body, kw_only=True):
     """One probed feature. `required`: nothing runs without it."""
 

@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.archive import Entry, check_path, entries
 from agentos_native.images.model import Limits
-from agentos_native.images.stream import HEADER_READ_MAX, Forward
+from agentos_native.images.unpack.archive import Entry, check_path, entries
+from agentos_native.images.unpack.stream import HEADER_READ_MAX, Forward
 
 LIMITS = Limits()
 

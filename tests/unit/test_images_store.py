@@ -12,10 +12,10 @@ import pytest
 from agentos_native.errors import AgentosError
 from agentos_native.images import Image, ImageConfig, ImageStore, resolve_user
 from agentos_native.images import names as image_names
-from agentos_native.images.digest import measure
-from agentos_native.images.importer import open_source, printable
+from agentos_native.images.catalog import manifest_digest
 from agentos_native.images.remove import remove_path, remove_tree
-from agentos_native.images.store import manifest_digest
+from agentos_native.images.session import open_source, printable
+from agentos_native.images.unpack.digest import measure
 from agentos_native.images.volume import refuse_private, volume_mount
 
 

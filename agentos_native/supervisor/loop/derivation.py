@@ -66,9 +66,7 @@ def levels(solved: Solved, index: int) -> Figures:
     }
 
 
-def _rows(
-    policy: Policy, floors: Sequence[float], wanted: Sequence[float], budgets: Sequence[float]
-) -> list[Figures]:
+def _rows(policy: Policy, floors: Sequence[float], wanted: Sequence[float], budgets: Sequence[float]) -> list[Figures]:
     """Priorities that have somebody in them, the highest first."""
     return [
         {

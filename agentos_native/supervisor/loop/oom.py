@@ -112,4 +112,3 @@ class OomWatch:
 
 def _detail(figures: OomFigures, fresh: int) -> dict[str, Any]:
     return {**dataclasses.asdict(figures), "processes": fresh}
-

@@ -123,9 +123,7 @@ def _patch(field: str, value: Any) -> dict[str, Any]:
     return {field: msgspec.to_builtins(value) if isinstance(value, msgspec.Struct) else value}
 
 
-def _bounds(
-    resource: Resource, spec: AgentSpec, entitled: float
-) -> Iterator[tuple[tuple[str, str, Any], str, str]]:
+def _bounds(resource: Resource, spec: AgentSpec, entitled: float) -> Iterator[tuple[tuple[str, str, Any], str, str]]:
     """Other reservations and limits: which field with which value, and words."""
     requests, limits = spec.resources.requests, spec.resources.limits
     if resource == "memory":
@@ -165,4 +163,3 @@ def _loses(one: Moved, agent_id: str) -> bool:
 
 def _loser(one: Moved) -> dict[str, Any]:
     return {"agent_id": one.agent_id, "before": one.before, "after": one.after}
-

@@ -69,9 +69,7 @@ class Recorder:
         """For `Ticker.on_turn`."""
         if turn.agents is not self._agents:  # now, while all of them have their names
             self._agents, before = turn.agents, self._members
-            self._members = {
-                agent.agent_id: self._member(agent, before.get(agent.agent_id)) for agent in turn.agents
-            }
+            self._members = {agent.agent_id: self._member(agent, before.get(agent.agent_id)) for agent in turn.agents}
             self._roster = Roster(tuple(self._members.values()), turn.tenants)
         if turn.engine == alloc.engine():  # else the engine was changed within the turn, which nobody could replay
             self.writer.put(partial(_tick, turn, self._roster, time.time()))

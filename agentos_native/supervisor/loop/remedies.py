@@ -64,9 +64,7 @@ def _millis(cpus: float) -> int | None:
 
 def spec_of(agent: Agent) -> AgentSpec:
     """As much of an agent's spec as the division of CPU goes by."""
-    resources = Resources(
-        requests=Requests(cpu=_millis(agent.request) or 0), limits=Limits(cpu=_millis(agent.limit))
-    )
+    resources = Resources(requests=Requests(cpu=_millis(agent.request) or 0), limits=Limits(cpu=_millis(agent.limit)))
     tier = PRIORITIES[agent.tier]
     return AgentSpec(
         name=agent.agent_id, tenant=agent.ref.tenant, image="", priority=tier, weight=agent.weight, resources=resources

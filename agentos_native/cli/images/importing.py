@@ -1,4 +1,4 @@
-"""``image import|ls|inspect|rm``."""
+"""``image import``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from typing import IO, BinaryIO
 
 import click
 
-from agentos_native.cli.context import IMAGE, each, output_option, returns_status
-from agentos_native.cli.output import age, print_json, sections, size, table, to_plain
+from agentos_native.cli.context import output_option
+from agentos_native.cli.output import print_json
 from agentos_native.errors import AgentosError
 
 
-@click.group()
-def image() -> None:
-    """Root filesystems of agents."""
-
-
-@image.command("import", short_help="Unpack a directory or a tar as an image.")
+@click.command("import", short_help="Unpack a directory or a tar as an image.")
 @click.argument("name")
 @click.argument("source", type=click.Path())
 @output_option
@@ -66,48 +61,3 @@ def _progress(file: BinaryIO, name: str) -> Iterator[IO[bytes]]:
         file, total, description=f"importing {name}", console=Console(stderr=True), transient=True
     ) as stream:
         yield stream
-
-
-@image.command("ls")
-@output_option
-@click.pass_context
-def ls(ctx: click.Context, output: str) -> None:
-    """List images."""
-    from agentos_native.cli.embedded import supervised
-
-    with supervised(ctx) as client:
-        images = client.images()
-    if output == "json":
-        print_json(images)
-        return
-    rows = [
-        (row.name, row.digest.removeprefix("sha256:")[:12], size(row.size), str(row.entries), age(row.created))
-        for row in images
-    ]
-    table(("NAME", "DIGEST", "SIZE", "FILES", "AGE"), rows, right=("SIZE", "FILES", "AGE"))
-
-
-@image.command("inspect")
-@click.argument("name", type=IMAGE)
-@output_option
-@click.pass_context
-def inspect(ctx: click.Context, name: str, output: str) -> None:
-    """Everything about one image."""
-    from agentos_native.cli.embedded import supervised
-
-    with supervised(ctx) as client:
-        found = client.image(name)
-    print_json(found) if output == "json" else sections(to_plain(found))
-
-
-@image.command("rm")
-@click.argument("names", nargs=-1, required=True, type=IMAGE, metavar="NAME...")
-@output_option
-@click.pass_context
-@returns_status
-def rm(ctx: click.Context, names: tuple[str, ...], output: str) -> int:
-    """Remove images that no agent uses."""
-    from agentos_native.cli.embedded import supervised
-
-    with supervised(ctx) as client:
-        return each(names, client.remove_image, output)

@@ -14,10 +14,10 @@ import os
 import stat
 from typing import Final
 
-from agentos_native.images.directory import read_xattrs
 from agentos_native.images.model import Measured
-from agentos_native.images.stream import CHUNK
-from agentos_native.images.writer import STRICT
+from agentos_native.images.unpack.directory import read_xattrs
+from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.writer import STRICT
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

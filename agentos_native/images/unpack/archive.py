@@ -18,7 +18,7 @@ import msgspec
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
-from agentos_native.images.stream import Forward, corrupt
+from agentos_native.images.unpack.stream import Forward, corrupt
 
 Kind = Literal["file", "directory", "symlink", "hardlink", "fifo"]
 

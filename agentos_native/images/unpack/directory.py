@@ -13,11 +13,11 @@ import stat
 from typing import Final
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.archive import DEVICE_HINT, Entry, check_path, hostile, show
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
-from agentos_native.images.stream import CHUNK
-from agentos_native.images.writer import STRICT, Data, TreeWriter
+from agentos_native.images.unpack.archive import DEVICE_HINT, Entry, check_path, hostile, show
+from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.writer import STRICT, Data, TreeWriter
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

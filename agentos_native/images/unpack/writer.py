@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.archive import Entry, hostile, show
 from agentos_native.images.model import Limits
-from agentos_native.images.stream import too_large
+from agentos_native.images.unpack.archive import Entry, hostile, show
+from agentos_native.images.unpack.stream import too_large
 from agentos_native.kernel.openat2 import (
     RESOLVE_BENEATH,
     RESOLVE_NO_MAGICLINKS,

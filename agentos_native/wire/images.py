@@ -1,0 +1,169 @@
+"""The HTTP API's bodies about images: see `wire.api` for how they are written.
+
+Long work (a build, a pull, an import) answers with lines of JSON as it goes, each an `ImageEvent`; the last one is
+``done`` with the image, or ``failed`` with the error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class LayerBody(msgspec.Struct, kw_only=True):
+    """One layer; `shared` by how many other images."""
+
+    digest: str
+    size: int
+    entries: int
+    shared: int = 0
+
+
+class HistoryBody(msgspec.Struct, kw_only=True):
+    """One step of an image's making; `layer` and `size` are those of the layer that it made, "" and 0 when none."""
+
+    created_by: str = ""
+    created: str = ""
+    comment: str = ""
+    layer: str = ""
+    size: int = 0
+
+
+class ImageBody(msgspec.Struct, kw_only=True):
+    """One image. `size` is the sum over its layers; `own_size` what would be freed if no other image were left out."""
+
+    digest: str
+    name: str
+    names: list[str] = msgspec.field(default_factory=list)
+    created: float
+    size: int
+    entries: int
+    own_size: int = 0
+    shared_size: int = 0
+    architecture: str = ""
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    layers: list[LayerBody] = msgspec.field(default_factory=list)
+    history: list[HistoryBody] = msgspec.field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
+
+
+class ImageList(msgspec.Struct, kw_only=True):
+    images: list[ImageBody]
+
+
+class TagRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A further name for an image."""
+
+    name: str
+
+
+class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`older_than`: seconds since a step of the build cache was last used; None takes all of the cache."""
+
+    dry_run: bool = False
+    older_than: float | None = None
+
+
+class GcResult(msgspec.Struct, kw_only=True):
+    """What is gone, or would be: images without a name, layers, steps of the build cache; `bytes` in files."""
+
+    images: list[str]
+    layers: list[str]
+    steps: int
+    bytes: int
+
+
+class Finding(msgspec.Struct, kw_only=True):
+    """One thing that `image verify` looked at; `problem` is "" when it is as it was made."""
+
+    image: str
+    layer: str
+    problem: str = ""
+
+
+class VerifyResult(msgspec.Struct, kw_only=True):
+    findings: list[Finding]
+
+
+class ChangeBody(msgspec.Struct, kw_only=True):
+    """A path in which two images differ: A added, C changed, D deleted."""
+
+    kind: Literal["A", "C", "D"]
+    path: str
+
+
+class DiffResult(msgspec.Struct, kw_only=True):
+    changes: list[ChangeBody]
+
+
+class BuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`context` and `file` are absolute paths that the supervisor reads; `file` "" means ``<context>/Dockerfile``.
+
+    Args:
+        args: ARG name → value.
+        target: the stage to build; "" the last.
+        network: of RUN, "none" or "egress".
+        keep_failed: keep the state of a failing RUN as an image without a name, for ``--debug-shell``.
+        cpu_limit, memory_limit: of each RUN, as in a spec ("2", "1Gi"); "" none.
+    """
+
+    context: str
+    file: str = ""
+    names: list[str] = msgspec.field(default_factory=list)
+    args: dict[str, str] = msgspec.field(default_factory=dict)
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    target: str = ""
+    network: Literal["none", "egress"] = "none"
+    no_cache: bool = False
+    keep_failed: bool = False
+    tenant: str = "default"
+    cpu_limit: str = ""
+    memory_limit: str = ""
+
+
+class PullRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """`reference`: ``host[:port]/path[:tag][@sha256:…]``; `name` is what the image is called here, "" the reference.
+
+    Args:
+        plain_http: no TLS.
+        verify_tls: false accepts any certificate.
+        ca_file: absolute path of further certificates to trust.
+    """
+
+    reference: str
+    name: str = ""
+    username: str = ""
+    password: str = ""
+    plain_http: bool = False
+    verify_tls: bool = True
+    ca_file: str = ""
+
+
+class ImageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of progress.
+
+    Args:
+        kind: ``step`` (a step of a build begins), ``cached`` (it need not be done), ``log`` (a line of its output),
+            ``progress`` (`done` of `total` bytes of `what`; total 0 when unknown), ``note``, then ``done`` or
+            ``failed``.
+        step, steps: number of this step and of all.
+        line: of the Dockerfile.
+        text: the instruction, the line of output or the note.
+        failed_image: with ``failed``: the image that a debug shell can look around in (`BuildRequest.keep_failed`).
+        shell: with `failed_image`: the command that failed.
+    """
+
+    kind: Literal["step", "cached", "log", "progress", "note", "done", "failed"]
+    step: int = 0
+    steps: int = 0
+    line: int = 0
+    text: str = ""
+    stream: Literal["stdout", "stderr"] = "stdout"
+    what: str = ""
+    done: int = 0
+    total: int = 0
+    image: ImageBody | None = None
+    error: dict[str, Any] | None = None
+    failed_image: str = ""
+    shell: list[str] = msgspec.field(default_factory=list)
