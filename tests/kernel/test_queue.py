@@ -84,6 +84,12 @@ def said(ground: Place, *words: str) -> tuple[int, str, str]:
     return running.returncode, out.decode(), err.decode()
 
 
+def told_to_wait(running: subprocess.Popen[bytes]) -> None:
+    """Wait until a command says that its start waits."""
+    assert running.stderr is not None
+    assert b"is queued at place 1" in running.stderr.readline()
+
+
 def run_words(ground: Place, *options: str) -> list[str]:
     words = ["--tenant", "a", "--cpu-request", half(ground), "--allow-unenforced", "cpu", "--network", "none"]
     return ["run", *words, *options]
@@ -155,17 +161,19 @@ def test_limits_priorities_and_no_waiting(ground: Place, launcher: int) -> None:
 def test_a_flood_delays_only_itself(ground: Place, launcher: int) -> None:
     """30 starts of one tenant wait; the single start of another waits for at most one of them (start-time fair
     queueing: its tag is the virtual time, and after one more start every other tenant's tag is beyond that)."""
-    flood = [ground.client.run(spec(ground, f"a{n}", "a", "sleep", "0.3")) for n in range(31)]
-    assert sum(agent.state == "queued" for agent in flood) >= 28
+    first = ground.client.run(spec(ground, "a"))  # nobody is served before everybody waits
+    flood = [ground.client.run(spec(ground, f"a{n}", "a", "sleep", "0.1")) for n in range(30)]
+    assert {agent.state for agent in flood} == {"queued"}
     ahead = len(started(ground))
     late = ground.client.run(spec(ground, "late", "b", "true"))
     assert late.state == "queued"
     assert late.queue is not None
     assert late.queue.place <= 2
+    ground.client.remove(first.id, force=True)
     assert ground.client.wait(late.id, timeout=PATIENCE).exit_status == 0
     names = started(ground)
     assert names.index("late") - ahead <= 1
-    assert {name[0] for name in names[ahead:names.index("late")]} <= {"a"}
+    assert {name[0] for name in names[ahead : names.index("late")]} <= {"a"}
 
 
 def test_a_failing_start_gives_its_room_on(ground: Place, launcher: int) -> None:
@@ -291,12 +299,12 @@ def test_a_foreground_run_that_waits_is_called_off_by_a_signal(ground: Place, la
         leader, terminal = pty.openpty()
         running = commanded(ground, *run_words(ground, "--name", "fore", ground.image, "true"), stderr=terminal)
         os.close(terminal)
-        eventually(lambda: any(agent.queue for agent in ground.client.agents()), "it waits")
-        time.sleep(0.5)
+        told = b""
+        while b"a/fore is queued at place 1" not in told:  # from then on a signal ends its wait
+            told += os.read(leader, 4096)
         running.send_signal(number)
         running.communicate(timeout=PATIENCE)
         assert running.returncode == status
-        assert b"a/fore is queued at place 1" in os.read(leader, 4096)
         os.close(leader)
         assert [agent.name for agent in ground.client.agents(ended=True)] == ["first"]
 
@@ -304,8 +312,7 @@ def test_a_foreground_run_that_waits_is_called_off_by_a_signal(ground: Place, la
 def test_a_foreground_run_sees_a_crash_through(ground: Place, launcher: int) -> None:
     first = ground.client.run(spec(ground, "first"))
     running = commanded(ground, *run_words(ground, "--rm", "--name", "fore", ground.image, "sh", "-c", "echo here"))
-    eventually(lambda: any(agent.queue for agent in ground.client.agents()), "it waits")
-    time.sleep(0.5)
+    told_to_wait(running)
     supervisor = ground.supervisor(launcher)
     os.kill(supervisor, signal.SIGKILL)
     eventually(lambda: not _alive(supervisor), "it is dead")
@@ -339,13 +346,14 @@ def test_without_a_supervisor_of_its_own_it_waits_too(tmp_path: Path, ground: Pl
     }
     options = ["--cpu-request", share, "--allow-unenforced", "cpu", "--network", "none", "--rm"]
     words = [*PROGRAM, "run", *options, ground.image]
-    first = subprocess.Popen([*words, "sh", "-c", "echo up; sleep 2"], env=environment, stdout=subprocess.PIPE)
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    waits_for_a_line = [*words[:-1], "-i", words[-1], "sh", "-c", "echo up; read line"]
+    first = subprocess.Popen(waits_for_a_line, env=environment, **pipes)
     assert first.stdout is not None
     assert first.stdout.readline() == b"up\n"
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     second = subprocess.Popen([*words, "echo", "second"], env=environment, **pipes)
-    out, err = second.communicate(timeout=PATIENCE)
+    told_to_wait(second)
+    first.communicate(b"go on\n", timeout=PATIENCE)
+    out, _ = second.communicate(timeout=PATIENCE)
     assert (second.returncode, out) == (0, b"second\n")
-    assert b"is queued at place 1" in err
-    first.communicate(timeout=PATIENCE)
     assert first.returncode == 0

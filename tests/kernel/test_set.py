@@ -17,17 +17,19 @@ from tests.sandboxes import busybox_rootfs, cgroup2_mount
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 ANYHOW = ("--allow-unenforced", "cpu,memory,pids,io")
-BUSY = ("box", "sh", "-c", "while :; do :; done")
-DOCUMENTS = """
+LOOPS = f"for i in $(seq {os.cpu_count()}); do while :; do :; done & done; wait"
+"""Wants all of the machine, however many processors it has: only then do weights say anything."""
+BUSY = ("box", "sh", "-c", LOOPS)
+DOCUMENTS = f"""
 apiVersion: agentos/v1
 kind: Agent
-metadata: {name: one, tenant: home}
-spec: {image: box, command: [sh, -c, 'while :; do :; done'], weight: 300, allowUnenforced: [cpu, memory, pids, io]}
+metadata: {{name: one, tenant: home}}
+spec: {{image: box, command: [sh, -c, '{LOOPS}'], weight: 300, allowUnenforced: [cpu, memory, pids, io]}}
 ---
 apiVersion: agentos/v1
 kind: Agent
-metadata: {name: three, tenant: work}
-spec: {image: box, command: [sleep, '60']}
+metadata: {{name: three, tenant: work}}
+spec: {{image: box, command: [sleep, '60']}}
 """
 
 
@@ -48,6 +50,18 @@ def share(machine: Machine, name: str) -> float:
     return float({row["name"]: row["entitled"] for row in machine.json("alloc", "show")["rows"]}[name])
 
 
+def equal_shares(machine: Machine) -> None:
+    """Wait until both agents have been seen to want more than they get, and are given the same."""
+    deadline = time.monotonic() + 60
+    while True:
+        rows = {row["name"]: row for row in machine.json("alloc", "show")["rows"]}
+        one, two = rows["one"]["entitled"], rows["two"]["entitled"]
+        if one > 0.0 and two > 0.0 and 0.8 <= one / two <= 1.25:
+            return
+        assert time.monotonic() < deadline, rows
+        time.sleep(0.2)
+
+
 def eventually(machine: Machine, name: str, least: float, most: float) -> None:
     deadline = time.monotonic() + 30
     while not least <= share(machine, name) <= most:
@@ -56,7 +70,7 @@ def eventually(machine: Machine, name: str, least: float, most: float) -> None:
 
 
 def test_a_change_is_rehearsed_and_done_and_kept(machine: Machine) -> None:
-    eventually(machine, "one", 0.4 * share(machine, "two"), 2.5 * share(machine, "two"))
+    equal_shares(machine)
     rehearsed = machine("set", "home/one", "--weight", "300", "--dry-run")
     assert rehearsed.returncode == 0, rehearsed.stderr
     assert rehearsed.stdout.splitlines()[:2] == ["home/one updated (dry run)", "  weight: 100 → 300"]
@@ -65,9 +79,7 @@ def test_a_change_is_rehearsed_and_done_and_kept(machine: Machine) -> None:
     effects = {effect["name"]: effect for effect in row["result"]["effects"] if effect["resource"] == "cpu"}
     assert effects["one"]["after"] > effects["one"]["before"]
     assert effects["two"]["after"] < effects["two"]["before"]
-    before = time.monotonic()
     eventually(machine, "one", 2.0 * effects["two"]["after"], 64.0)
-    assert time.monotonic() - before < 10
     assert machine.json("inspect", "one")["weight"] == 300
     assert machine("set", "one", "--weight", "300").stdout == "one unchanged\n"
     both = machine("set", "one", "two", "--weight", "100").stdout.splitlines()

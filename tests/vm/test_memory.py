@@ -44,10 +44,8 @@ def test_a_sleepers_cache_is_taken_back(tmp_path: Path) -> None:
             load.loop._meter.idle_after, load.loop._meter.idle_check = 2.0, 0.5
             path = load.agent("sleeper", READ.format(path=str(disk)))
             filled(path, 60)
-            load.turns(20)
-            row = load.rows()["sleeper"]
-            assert row["idle"]
-            assert row["reclaimed"] >= 8 * MIB
+            load.turns_until(lambda rows: rows["sleeper"]["reclaimed"] >= 12 * MIB)
+            assert load.rows()["sleeper"]["idle"]
             assert value(path, "memory.current") <= 56 * MIB
             assert Path(path, "memory.high").read_text().strip() == "max"
     finally:
@@ -60,7 +58,7 @@ def test_an_oom_kill_is_told_with_figures_at_once() -> None:
         path = load.agent("parent", HOLD.format(size=4), limit=32)
         child = load.run("parent", GROW.format(step=1, rest=0), leaf="exec-1")
         assert child.wait(60) == -9
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30  # at once on a quiet machine; no turn of the loop is needed
         while not load.events:
             assert time.monotonic() < deadline
             time.sleep(0.02)
