@@ -14,52 +14,29 @@ Documentation/filesystems/overlayfs.rst, "Volatile mount".
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
 import functools
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from agentos_native.errors import AgentosError
+from agentos_native.images import overlay
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Image
+from agentos_native.images.overlay import view
 from agentos_native.images.remove import remove_tree
 from agentos_native.images.unpack.writer import STRICT
-from agentos_native.kernel import mount as kernel_mount
-from agentos_native.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, SyscallError
-from agentos_native.kernel.mount import (
-    MOUNT_ATTR_IDMAP,
-    MOUNT_ATTR_NODEV,
-    MOUNT_ATTR_NOSUID,
-    MOUNT_ATTR_RDONLY,
-)
+from agentos_native.kernel.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
 from agentos_native.kernel.openat2 import openat2
+
+__all__ = ["mount", "prepare", "release", "view"]
 
 _PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_UPPER, _WORK, _LOWER, _NEW = "upper", "work", "lower", "upper.new"
-_OPTIONS: Final = (("redirect_dir", "off"), ("metacopy", "off"), ("index", "off"))
-"""Features that leave marks in the upper which an agent could forge, and that nothing here needs."""
-_LOWER_ATTRIBUTES: Final = MOUNT_ATTR_IDMAP | MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
-
-
-class _Style(enum.Enum):
-    """How the overlay is told its lower layers; found by trying, the first that works is kept."""
-
-    BY_FD = enum.auto()
-    """fsconfig with fds: Linux 6.13 (commit a08557d19ef4), with detached mounts since 6.15 (commit ae63304102ec)."""
-    BY_PATH = enum.auto()
-    """/proc/self/fd/<n> of detached mounts."""
-    ATTACHED = enum.auto()
-    """The clones are attached at ``<agent_dir>/lower`` meanwhile: before 6.15 only attached mounts are taken."""
-
-
-_UNKNOWN_STYLE: Final = (errno.EINVAL, errno.EBADF)
-"""What a kernel answers to a style that it does not know: EBADF is for O_PATH fds in fsconfig, as 6.12 gives it."""
-_style: _Style | None = None
+_UPPER, _WORK, _NEW = "upper", "work", "upper.new"
 
 
 # -- prepare
@@ -204,54 +181,16 @@ def mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False
     Raises:
         AgentosError: ``rootfs-not-mounted``, ``image-damaged``.
     """
-    global _style  # noqa: PLW0603 - a property of the kernel, found once
-    with contextlib.ExitStack() as opened:
-        try:
-            lowers = [_clone(opened, layer, userns_fd) for layer in reversed(image.layers)]
-            if _style is not None:
-                return _overlay(lowers, agent_dir, read_only, _style)
-            for style in _Style:
-                try:
-                    mounted = _overlay(lowers, agent_dir, read_only, style)
-                except SyscallError as error:
-                    if error.errno not in _UNKNOWN_STYLE or style is _Style.ATTACHED:
-                        raise
-                else:
-                    _style = style
-                    return mounted
-        except OSError as error:
-            raise _explain(error, image, agent_dir) from error
-    raise AssertionError("the last style either mounts or raises")
-
-
-def _clone(opened: contextlib.ExitStack, layer: Path, userns_fd: int) -> int:
-    tree = kernel_mount.open_tree(AT_FDCWD, str(layer), kernel_mount.OPEN_TREE_CLONE | kernel_mount.OPEN_TREE_CLOEXEC)
-    opened.callback(os.close, tree)
-    kernel_mount.mount_setattr(tree, "", AT_EMPTY_PATH, _LOWER_ATTRIBUTES, userns_fd=userns_fd)
-    return tree
-
-
-def _overlay(lowers: Sequence[int], agent_dir: Path, read_only: bool, style: _Style) -> int:
-    with contextlib.ExitStack() as opened:
-        if style is _Style.ATTACHED:
-            opened.enter_context(_attached(lowers, agent_dir))
-        context = _open(opened, kernel_mount.fsopen("overlay"))
-        upper = _open(opened, os.open(agent_dir / _UPPER, _PATH))
+    upper = agent_dir / _UPPER
+    attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
+    try:
         if read_only:
-            # an overlay without an upper wants two layers at least, and the private one is always there
-            lowers = [upper, *lowers]
-        _set_lowers(context, lowers, style)
-        if not read_only:
-            _forget_earlier_mount(agent_dir)
-            work = _open(opened, os.open(agent_dir / _WORK, _PATH))
-            _set_path(context, "upperdir", upper, style)
-            _set_path(context, "workdir", work, style)
-            kernel_mount.fsconfig_set_flag(context, "volatile")
-        for key, value in _OPTIONS:
-            kernel_mount.fsconfig_set_string(context, key, value)
-        kernel_mount.fsconfig_create(context)
-        attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | (MOUNT_ATTR_RDONLY if read_only else 0)
-        return kernel_mount.fsmount(context, kernel_mount.FSMOUNT_CLOEXEC, attributes)
+            return overlay.assemble(image.layers, userns_fd, above=upper, attributes=attributes | MOUNT_ATTR_RDONLY)
+        _forget_earlier_mount(agent_dir)
+        private = overlay.Private(upper, agent_dir / _WORK)
+        return overlay.assemble(image.layers, userns_fd, private, attributes=attributes)
+    except OSError as error:
+        raise _explain(error, image, agent_dir) from error
 
 
 def _forget_earlier_mount(agent_dir: Path) -> None:
@@ -260,43 +199,6 @@ def _forget_earlier_mount(agent_dir: Path) -> None:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(mark / "dirty")
         os.rmdir(mark)
-
-
-def _open(opened: contextlib.ExitStack, descriptor: int) -> int:
-    opened.callback(os.close, descriptor)
-    return descriptor
-
-
-def _set_lowers(context: int, lowers: Sequence[int], style: _Style) -> None:
-    if style is _Style.BY_FD:
-        for lower in lowers:
-            kernel_mount.fsconfig_set_fd(context, "lowerdir+", lower)
-    else:
-        kernel_mount.fsconfig_set_string(context, "lowerdir", ":".join(f"/proc/self/fd/{lower}" for lower in lowers))
-
-
-def _set_path(context: int, key: str, descriptor: int, style: _Style) -> None:
-    if style is _Style.BY_FD:
-        kernel_mount.fsconfig_set_fd(context, key, descriptor)
-    else:
-        kernel_mount.fsconfig_set_string(context, key, f"/proc/self/fd/{descriptor}")
-
-
-@contextlib.contextmanager
-def _attached(lowers: Sequence[int], agent_dir: Path) -> Iterator[None]:
-    """Have the clones in this mount namespace for as long as the overlay takes to clone them itself."""
-    points: list[str] = []
-    try:
-        (agent_dir / _LOWER).mkdir(exist_ok=True)
-        for number, lower in enumerate(lowers):
-            point = agent_dir / _LOWER / str(number)
-            point.mkdir(exist_ok=True)
-            kernel_mount.move_mount(lower, "", AT_FDCWD, str(point), kernel_mount.MOVE_MOUNT_F_EMPTY_PATH)
-            points.append(str(point))
-        yield
-    finally:
-        for attached in points:
-            kernel_mount.umount2(attached, kernel_mount.MNT_DETACH | kernel_mount.UMOUNT_NOFOLLOW)
 
 
 def _explain(error: OSError, image: Image, agent_dir: Path) -> AgentosError:
@@ -331,20 +233,9 @@ def release(agent_dir: Path) -> None:
     except FileNotFoundError:
         return
     try:
-        _detach_left_behind(agent_dir)
-        for name in (_UPPER, _NEW, _WORK, _LOWER):
+        for name in (_UPPER, _NEW, _WORK):
             remove_tree(directory, name)
     finally:
         os.close(directory)
     with contextlib.suppress(OSError):
         os.rmdir(agent_dir)
-
-
-def _detach_left_behind(agent_dir: Path) -> None:
-    """Unmount what a process that was killed in `_attached` left."""
-    with contextlib.suppress(FileNotFoundError):
-        for name in os.listdir(agent_dir / _LOWER):
-            with contextlib.suppress(SyscallError):  # EINVAL: nothing is mounted there
-                kernel_mount.umount2(
-                    str(agent_dir / _LOWER / name), kernel_mount.MNT_DETACH | kernel_mount.UMOUNT_NOFOLLOW
-                )
