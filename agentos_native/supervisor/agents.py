@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from agentos_native.supervisor.drain import Drain, Listener
     from agentos_native.supervisor.logs import LogWriter
 
+BUILD_LABEL: Final = "agentos/build"
+"""Of an agent (and of its image) that is a step of a build: it is worth nothing without the build that waits for it."""
 TOMBSTONES: Final = 256
 """Removed agents that can still be asked how they ended (``run --rm`` waits for a fast program)."""
 _ID_LIKE: Final = re.compile(r"[0-9a-f]{1,12}")

@@ -107,6 +107,8 @@ class Host:
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
+    pinned: set[str] = field(default_factory=set)
+    """Digests of images that a build works with: no agent has them between its steps, and they have no name."""
     _by_digest: dict[str, Image] = field(default_factory=dict)
     _users: dict[tuple[str, str | None], tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
 
@@ -116,6 +118,10 @@ class Host:
         if image is None:
             image = self._by_digest[digest] = self.images.get(digest)
         return image
+
+    def images_in_use(self) -> set[str]:
+        """Digests of the images that must not be taken from the store now."""
+        return {agent.record.image_digest for agent in self.agents} | self.pinned
 
     def user(self, image: Image, user: str | None) -> tuple[int, int, tuple[int, ...]]:
         """Ids of a user inside; kept, since images do not change."""

@@ -24,7 +24,7 @@ import msgspec
 from agentos_native.errors import AgentosError
 from agentos_native.kernel.process import exit_status_of, pidfd_open
 from agentos_native.supervisor import resources, stdio
-from agentos_native.supervisor.agents import Agent, Ending, Run
+from agentos_native.supervisor.agents import BUILD_LABEL, Agent, Ending, Run
 from agentos_native.supervisor.doors import Group
 from agentos_native.supervisor.drain import Drain
 from agentos_native.supervisor.host import ending
@@ -83,6 +83,11 @@ class Recovery:
             await self._host.workers.call(self._release, agent)
             await self._lifecycle.remove(agent)
             self._say(agent, "its first start was interrupted; taken back")
+        elif BUILD_LABEL in record.spec.labels:
+            await self._host.workers.call(self._release, agent)
+            agent.become("exited", "interrupted")
+            await self._lifecycle.remove(agent)
+            self._say(agent, "the build that it was a step of was interrupted; removed")
         elif record.state == "starting" and record.ticket > 0 and record.backoff_count < _REQUEUES:
             await self._put_back(agent)
         elif record.state in LIVE_STATES:

@@ -48,8 +48,7 @@ class ImageRoutes:
         """Refused while an agent uses it."""
         ref = path_word(request, "ref")
         image = await asyncio.to_thread(self._store.get, ref)
-        in_use = {agent.record.image_digest for agent in self._host.agents}
-        await asyncio.to_thread(self._store.remove, ref, in_use)
+        await asyncio.to_thread(self._store.remove, ref, self._host.images_in_use())
         self._host.forget_image(image.digest)
         self._host.events.add("image-removed", image=ref)
 
