@@ -2,7 +2,8 @@
 
 Theory of operation
     On a machine whose cgroup v2 tree has the cpu controller the demo runs in place: it starts a supervisor of its own
-    (own state, own socket), imports the image ``python``, applies policies/smart-home.yaml, and measures three phases.
+    (own state, own socket), imports the image ``python``, builds the agents' images from the Dockerfiles in rootfs/,
+    applies policies/smart-home.yaml, and measures three phases.
     Elsewhere the kernel cannot enforce CPU shares; then the same demo runs in the virtual machine of tools/vm, with a
     copy of this working tree and of the image.
 

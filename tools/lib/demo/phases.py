@@ -157,6 +157,13 @@ def _answering(client: Client, process: subprocess.Popen[bytes], seconds: float 
             time.sleep(0.2)
 
 
+def build_images(root: Path, command: list[str], client: Client) -> None:
+    """From the Dockerfiles in rootfs/, as a user would."""
+    for name in ("task-agent", "dialogue-agent", "learning-agent"):
+        build = ["image", "build", "-q", "-t", name, "-f", root / "rootfs" / name / "Dockerfile", root / "rootfs"]
+        subprocess.run([*command, "--socket", client.socket, *build], stdout=subprocess.DEVNULL, check=True)
+
+
 def run(
     root: Path, command: list[str], image: Path, seconds: float, say: Say, show: Callable[[Phase], None] | None
 ) -> list[Phase]:
@@ -172,8 +179,9 @@ def run(
     with tempfile.TemporaryDirectory(prefix="agentos-demo-", dir="/var/tmp") as folder:
         say("starting a supervisor")
         with supervisor(command, Path(folder)) as client:
-            say("importing the image")
+            say("importing the image python, building an image for each type of agent on it")
             client.import_image("python", str(image))
+            build_images(root, command, client)
             home = Home(client)
             say("applying policies/smart-home.yaml")
             home.apply(root / "policies" / "smart-home.yaml")

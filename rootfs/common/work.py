@@ -1,4 +1,4 @@
-"""What the example agents share: one worker process for each CPU, and a switch between busy and idle.
+"""What the agents of all types share: one worker process for each CPU, and a switch between busy and idle.
 
 SIGUSR1 sends the agent to rest, SIGUSR2 back to work. The workers share one byte with their parent; a resting worker
 sleeps in the kernel and uses no processor.
@@ -12,8 +12,9 @@ import time
 IDLE, BUSY = 0, 1
 
 
-def run(step, report=None):
-    """Fork a worker for each CPU that this process may use; each calls `step(worker_number)` again and again.
+def run(start, report=None):
+    """Fork a worker for each CPU that this process may use; each calls `start(worker_number)`, and then what that
+    gives, `step()`, again and again.
 
     `step` does a bounded piece of real work and returns a number that counts as progress. Every few seconds the first
     worker prints `report(steps, progress)`, if it is given.
@@ -24,7 +25,9 @@ def run(step, report=None):
     for number in range(len(os.sched_getaffinity(0))):
         worker = os.fork()
         if worker == 0:
-            _work(number, switch, step, report if number == 0 else None)
+            for name in (signal.SIGUSR1, signal.SIGUSR2):
+                signal.signal(name, signal.SIG_IGN)
+            _work(switch, start(number), report if number == 0 else None)
         workers.append(worker)
 
     def finish(*_):
@@ -39,15 +42,13 @@ def run(step, report=None):
         signal.pause()
 
 
-def _work(number, switch, step, report):
-    for name in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(name, signal.SIG_IGN)
+def _work(switch, step, report):
     steps, progress, told = 0, 0.0, time.monotonic()
     while True:
         if switch[0] == IDLE:
             time.sleep(0.2)
             continue
-        progress += step(number)
+        progress += step()
         steps += 1
         if report and time.monotonic() - told > 5:
             print(report(steps, progress), flush=True)
