@@ -17,7 +17,9 @@ import pytest
 
 from agentos_native.cgroup import AgentGroup, GroupRef, GroupSettings, Tree, discover
 from agentos_native.errors import AgentosError
+from agentos_native.supervisor.loop.rows import AllocationRow
 from agentos_native.supervisor.loop.ticker import Ticker
+from tests.supervisors import eventually
 
 REF = GroupRef("home", "high", "0123456789ab")
 FORKS = "import os, time\nfor _ in range(3):\n os.fork()\ntime.sleep(1000)"
@@ -181,20 +183,21 @@ def test_the_tick_measures_where_it_cannot_steer(tree: Tree) -> None:
     try:
         for ref in (busy, calm):
             ticker.add(ref.agent_id, ref, 100, 0, None)
-        for _ in range(5):
+
+        def rows() -> dict[str, AllocationRow]:
             time.sleep(0.1)
-            assert ticker.tick(time.monotonic()).agents == 2
-        rows = {row.agent_id: row for row in ticker.rows(0.5)}
-        assert rows[busy.agent_id].measured > 0.02
-        assert rows[calm.agent_id].measured < 0.02
+            ticker.tick(time.monotonic())
+            return {row.agent_id: row for row in ticker.rows(0.5)}
+
+        assert rows().keys() == {busy.agent_id, calm.agent_id}
+        eventually(lambda: rows()[busy.agent_id].measured > 0.02, "who computes is seen to")
+        eventually(lambda: rows()[calm.agent_id].measured < 0.02, "and who sleeps, once it has started")
         tree.get(calm).kill()
         processes[1].wait(5)
         tree.get(calm).remove()
         assert ticker.tick(time.monotonic()).gone == (calm.agent_id,)
-        time.sleep(0.1)
-        used = rows[busy.agent_id].usage_usec
-        ticker.tick(time.monotonic())
-        assert {row.agent_id: row for row in ticker.rows()}[busy.agent_id].usage_usec > used
+        used = rows()[busy.agent_id].usage_usec
+        eventually(lambda: rows()[busy.agent_id].usage_usec > used, "the other is still read")
         assert gone == [calm.agent_id]
     finally:
         ticker.close()

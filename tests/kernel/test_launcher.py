@@ -92,7 +92,7 @@ def test_deadline_kills_a_child_that_does_not_execute(node: Node) -> None:
         answer, _ = node.expect(launch.Failed, unit="stuck")
     assert isinstance(answer, launch.Failed)
     assert answer.failure.errno == errno.ETIMEDOUT
-    assert 0.25 < time.monotonic() - began < 5
+    assert 0.25 < time.monotonic() - began < 30
     assert (node.cgroup / "stuck/main/cgroup.procs").read_text() == ""
 
 
@@ -211,7 +211,7 @@ def test_agents_live_on_when_the_launcher_is_killed(own: Node) -> None:
     own.launcher.kill()
     own.launcher.wait()
     time.sleep(0.2)
-    assert (state_of(agent.pid), state_of(execed.pid)) == ("S", "S")
+    eventually(lambda: (state_of(agent.pid), state_of(execed.pid)) == ("S", "S"))
 
 
 def test_child_that_was_cloned_but_never_ran_dies_with_the_launcher(own: Node) -> None:

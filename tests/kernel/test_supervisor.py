@@ -174,9 +174,10 @@ def test_a_stopping_supervisor_tells_attached_clients_how_it_ended(ground: Place
         script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done"
         agent = stopping.run("service", "sh", "-c", script)
         with contextlib.closing(stopping.client.attach(agent.id)) as stream:
-            time.sleep(0.5)
+            said = (frame.data for frame in stream if frame.channel == api.CHANNEL_STDOUT)
+            output = next(said)  # "up": its trap is set
             stopping.running[0].terminate()
-            output = b"".join(frame.data for frame in stream if frame.channel == api.CHANNEL_STDOUT)
+            output += b"".join(said)
             assert stream.status is not None
             assert (stream.status.exit_status, stream.status.reason) == (5, "supervisor-stopped")
         assert output.endswith(b"bye\n")
