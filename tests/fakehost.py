@@ -13,6 +13,7 @@ from typing import Any
 from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image, ImageConfig
+from agentos_native.images.users import User
 from agentos_native.network import Rates, addresses
 from agentos_native.spec.model import TenantSpec
 from agentos_native.spec.settings import Settings
@@ -289,7 +290,7 @@ async def lifecycle_of(directory: Path, **capacity: int) -> AsyncIterator[tuple[
         network=FakeNetwork(world),
         shares=FakeShares(world),
         addresses=addresses,
-        resolve_user=lambda image, user: (0, 0, ()),
+        resolve_user=lambda image, user: User(0, 0, ()),
         volume=lambda source, userns, read_only: os.open(os.devnull, os.O_RDONLY),
     )
     lifecycle = Lifecycle(host)

@@ -19,7 +19,7 @@ import enum
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -65,8 +65,8 @@ class Private(NamedTuple):
 
 
 def view(layers: Sequence[Path], userns_fd: int | None) -> int:
-    """`layers` merged, for reading only, as a detached mount (no devices, no set-user-ID, nothing can be executed); the
-    caller closes it.
+    """`layers` merged, for reading only, as a detached mount (no devices, no set-user-ID, nothing can be executed): an
+    O_PATH fd, which the caller closes.
 
     Args:
         layers: lowest first, at least one. A single one is given as it is: its whiteouts and marks are seen.
@@ -78,6 +78,19 @@ def view(layers: Sequence[Path], userns_fd: int | None) -> int:
     if len(layers) > 1:
         return assemble(layers, userns_fd, attributes=_VIEW_ATTRIBUTES)
     return _clone(layers[0], userns_fd, _VIEW_ATTRIBUTES)
+
+
+@contextlib.contextmanager
+def reading(layers: Sequence[Path]) -> Iterator[int]:
+    """`layers` merged with their ids as on disk, for a look at a few files: an O_PATH fd.
+
+    A single layer is no mount of its own: whoever opens files in it must see first what they are.
+    """
+    merged = view(layers, None) if len(layers) > 1 else os.open(layers[0], _PATH)
+    try:
+        yield merged
+    finally:
+        os.close(merged)
 
 
 def assemble(

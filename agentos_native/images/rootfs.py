@@ -122,20 +122,16 @@ def _adopt(descriptor: int, attributes: tuple[int, int, int], id_base: int) -> N
 @functools.lru_cache(maxsize=256)  # layers never change; a start asks for the same two or three directories each time
 def _attributes(layers: tuple[Path, ...], path: str) -> tuple[int, int, int]:
     """Mode, uid and gid (as in the image) of the directory `path`; a plain one where the image has none, or a link."""
-    for layer in reversed(layers):
-        root = os.open(layer, _PATH)
+    with overlay.reading(layers) as root:
         try:
             descriptor = openat2(root, path or ".", _PATH, resolve=STRICT)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise
-            continue
-        finally:
-            os.close(root)
+            return 0o755, 0, 0
         status = os.fstat(descriptor)
         os.close(descriptor)
-        return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
-    return 0o755, 0, 0
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
 
 
 def _write(parent: int, name: str, content: bytes, id_base: int) -> None:

@@ -6,19 +6,38 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Image
+from agentos_native.images.overlay import reading
 from agentos_native.kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
 _FILE_MAX: Final = 4 << 20
 _GROUPS_MAX: Final = 64
 
 
-def resolve_user(image: Image, user: str | None) -> tuple[int, int, tuple[int, ...]]:
-    """The uid, gid and supplementary groups of `user`, as numbers inside the agent.
+class User(NamedTuple):
+    """Ids as inside; `home` is that of /etc/passwd, "" where it says none."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str = ""
+
+
+class _Entry(NamedTuple):
+    """What /etc/passwd says of somebody; an empty `name` for a number that it does not know."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str = ""
+
+
+def resolve_user(image: Image, user: str | None) -> User:
+    """Who `user` is inside the agent.
 
     Args:
         user: ``uid``, ``uid:gid``, ``name``, ``name:group``; None or "" for the image's own, which is root unless it
@@ -31,36 +50,50 @@ def resolve_user(image: Image, user: str | None) -> tuple[int, int, tuple[int, .
         AgentosError: ``user-not-found``, ``invalid-user``.
     """
     wanted = user or image.config.user
+    with reading(image.layers) as root:
+        return _resolve(root, wanted)
+
+
+def _resolve(root: int, wanted: str) -> User:
     if not wanted:
-        return 0, 0, _memberships(image, "root", 0)
+        return User(0, 0, _memberships(root, "root", 0), _root_home(root))
     who, colon, group = wanted.partition(":")
     if not who or (colon and not group) or "\0" in wanted:
         raise AgentosError("invalid-user", f"{wanted!r} is not a user", hint="uid, uid:gid, name or name:group")
-    name, uid, gid = _user(image, who)
+    entry = _user(root, who)
     if group:
-        return uid, _group(image, group), ()
-    return uid, gid, _memberships(image, name, gid)
+        return User(entry.uid, _group(root, group), (), entry.home)
+    return User(entry.uid, entry.gid, _memberships(root, entry.name, entry.gid), entry.home)
 
 
-def _user(image: Image, who: str) -> tuple[str, int, int]:
-    """Login name ("" if unknown), uid and primary gid."""
+def _root_home(root: int) -> str:
+    return next((_home(fields) for fields in _lines(root, "etc/passwd", 4) if _number(fields[2]) == 0), "")
+
+
+def _home(fields: list[str]) -> str:
+    """The sixth field of a line, where it is an absolute path."""
+    home = fields[5] if len(fields) > 5 else ""
+    return home if home.startswith("/") and "\0" not in home else ""
+
+
+def _user(root: int, who: str) -> _Entry:
     number = _number(who)
-    for fields in _lines(image, "etc/passwd", 4):
+    for fields in _lines(root, "etc/passwd", 4):
         uid, gid = _number(fields[2]), _number(fields[3])
         if uid is not None and gid is not None and (uid == number if number is not None else fields[0] == who):
-            return fields[0], _in_range(uid, who), _in_range(gid, who)
+            return _Entry(fields[0], _in_range(uid, who), _in_range(gid, who), _home(fields))
     if number is None:
         raise AgentosError(
             "user-not-found", f"the image has no user {who!r}", "/etc/passwd", "a number works without an entry there"
         )
-    return "", _in_range(number, who), 0
+    return _Entry("", _in_range(number, who), 0)
 
 
-def _group(image: Image, group: str) -> int:
+def _group(root: int, group: str) -> int:
     number = _number(group)
     if number is not None:
         return _in_range(number, group)
-    for fields in _lines(image, "etc/group", 3):
+    for fields in _lines(root, "etc/group", 3):
         gid = _number(fields[2])
         if fields[0] == group and gid is not None:
             return _in_range(gid, group)
@@ -69,12 +102,12 @@ def _group(image: Image, group: str) -> int:
     )
 
 
-def _memberships(image: Image, name: str, gid: int) -> tuple[int, ...]:
+def _memberships(root: int, name: str, gid: int) -> tuple[int, ...]:
     if not name:
         return ()
     found = {
         number
-        for fields in _lines(image, "etc/group", 4)
+        for fields in _lines(root, "etc/group", 4)
         if name in fields[3].split(",")
         and (number := _number(fields[2])) is not None
         and number < ID_RANGE
@@ -93,33 +126,30 @@ def _in_range(number: int, what: str) -> int:
     return number
 
 
-def _lines(image: Image, path: str, fields: int) -> Iterator[list[str]]:
+def _lines(root: int, path: str, fields: int) -> Iterator[list[str]]:
     """The lines of `path` that have `fields` fields or more; none when the image has no such file."""
-    for line in _read(image, path).decode("utf-8", "replace").splitlines():
+    for line in _read(root, path).decode("utf-8", "replace").splitlines():
         parts = line.strip().split(":")
         if len(parts) >= fields:
             yield parts
 
 
-def _read(image: Image, path: str) -> bytes:
-    """The file `path` of the topmost layer that has it; links in it lead nowhere but into the layer."""
-    for layer in reversed(image.layers):
-        root = os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            descriptor = openat2(
-                root, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
-            )
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-            continue
-        finally:
-            os.close(root)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return b""
+def _read(root: int, path: str) -> bytes:
+    """The file `path` of the image; links lead nowhere but into the image, and what is no plain file is empty."""
+    try:
+        found = openat2(root, path, os.O_PATH, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return b""
+    try:
+        # Looked at before it is opened: opening a device does something, and opening a FIFO waits.
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            return b""
+        with open(f"/proc/self/fd/{found}", "rb") as file:
             content = file.read(_FILE_MAX + 1)
-        if len(content) > _FILE_MAX:
-            raise AgentosError("invalid-user", f"/{path} of the image has more than {_FILE_MAX} bytes")
-        return content
-    return b""
+    finally:
+        os.close(found)
+    if len(content) > _FILE_MAX:
+        raise AgentosError("invalid-user", f"/{path} of the image has more than {_FILE_MAX} bytes")
+    return content

@@ -63,7 +63,7 @@ class Exec:
         id_base = admission.id_base(host.block, record.slot)
         image = await host.workers.call(host.image, record.image_digest)
         wanted = request.user or record.spec.user or image.config.user or None
-        user = program.User(*await host.workers.call(host.user, image, wanted))
+        user = await host.workers.call(host.user, image, wanted)
         if not request.tty:
             self._pipes(id_base + user.uid)
         handles = program.ExecHandles(

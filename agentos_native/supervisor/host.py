@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from agentos_native.images.model import Image
+from agentos_native.images.users import User
 from agentos_native.spec.model import TenantSpec
 from agentos_native.supervisor.admission import Capacity
 from agentos_native.supervisor.agents import Agent, Agents, Ending
@@ -103,14 +104,14 @@ class Host:
     network: Networks
     shares: Shares
     addresses: Callable[[int, int], Wire]
-    resolve_user: Callable[[Image, str | None], tuple[int, int, tuple[int, ...]]]
+    resolve_user: Callable[[Image, str | None], User]
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
     pinned: set[str] = field(default_factory=set)
     """Digests of images that a build works with: no agent has them between its steps, and they have no name."""
     _by_digest: dict[str, Image] = field(default_factory=dict)
-    _users: dict[tuple[str, str | None], tuple[int, int, tuple[int, ...]]] = field(default_factory=dict)
+    _users: dict[tuple[str, str | None], User] = field(default_factory=dict)
 
     def image(self, digest: str) -> Image:
         """The image of an agent. Kept in memory: what a digest means cannot change, and agents keep it from removal."""
@@ -123,8 +124,8 @@ class Host:
         """Digests of the images that must not be taken from the store now."""
         return {agent.record.image_digest for agent in self.agents} | self.pinned
 
-    def user(self, image: Image, user: str | None) -> tuple[int, int, tuple[int, ...]]:
-        """Ids of a user inside; kept, since images do not change."""
+    def user(self, image: Image, user: str | None) -> User:
+        """A user's ids and home inside; kept, since images do not change."""
         key = (image.digest, user)
         ids = self._users.get(key)
         if ids is None:

@@ -7,19 +7,12 @@ from typing import NamedTuple
 
 from agentos_native.errors import EXIT_NOT_FOUND, AgentosError
 from agentos_native.images.model import ImageConfig
+from agentos_native.images.users import User
 from agentos_native.sandbox.config import BindMount, Fds, SandboxConfig
 from agentos_native.sandbox.plan import Plan, exec_plan, start_plan
 from agentos_native.spec.model import AgentSpec
 from agentos_native.supervisor.guestfiles import hostname
 from agentos_native.supervisor.registry import Record
-
-
-class User(NamedTuple):
-    """Ids as inside."""
-
-    uid: int
-    gid: int
-    groups: tuple[int, ...]
 
 
 class Handles(NamedTuple):
@@ -51,7 +44,8 @@ def command(spec: AgentSpec, image: ImageConfig) -> tuple[str, ...]:
 
 def environment(spec: AgentSpec, image: ImageConfig, user: User) -> dict[str, str]:
     """What follows from the sandbox, then the image's variables, then the spec's."""
-    env = {"HOSTNAME": hostname(spec), "HOME": "/root" if user.uid == 0 else "/", **dict(image.env)}
+    home = user.home or ("/root" if user.uid == 0 else "/")
+    env = {"HOSTNAME": hostname(spec), "HOME": home, **dict(image.env)}
     if spec.tty:
         env.setdefault("TERM", "xterm")
     env.update(spec.env)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image
+from agentos_native.images.users import User
 from agentos_native.sandbox.hints import failure_to_error
 from agentos_native.supervisor import admission, guestfiles, program, resources, stdio
 from agentos_native.supervisor.agents import Agent, Run
@@ -42,7 +43,7 @@ class Rootfs(NamedTuple):
     image: Image
     mount_fd: int
     leaf: int
-    user: program.User
+    user: User
     volumes: list[int]
 
 
@@ -176,7 +177,7 @@ class Start:
         faults.point("rootfs.prepared")
         mount_fd = self._own(host.images.mount(image, Path(self._dir), userns, self._spec.read_only))
         volumes = [self._own(host.volume(v.source, userns, v.read_only)) for v in self._spec.volumes]
-        user = program.User(*host.user(image, self._spec.user or image.config.user or None))
+        user = host.user(image, self._spec.user or image.config.user or None)
         return Rootfs(image, mount_fd, leaf, user, volumes)
 
     def _network(self) -> int:
@@ -189,7 +190,7 @@ class Start:
         self._passed("network.made", "network")
         return attached.netns_fd
 
-    def _open_output(self, user: program.User) -> tuple[LogWriter, Drain]:
+    def _open_output(self, user: User) -> tuple[LogWriter, Drain]:
         settings = self._host.options.settings
         if not self._spec.tty:
             self._pipes = stdio.make(self._dir, self._id_base + user.uid, stdin=self._spec.stdin)

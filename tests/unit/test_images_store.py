@@ -200,7 +200,7 @@ def image(tmp_path: Path) -> Image:
     ],
 )
 def test_users(image: Image, user: str | None, expected: tuple[int, int, tuple[int, ...]]) -> None:
-    assert resolve_user(image, user) == expected
+    assert resolve_user(image, user)[:3] == expected
 
 
 @pytest.mark.parametrize(
@@ -236,13 +236,13 @@ def test_a_passwd_that_links_out_of_the_image_stays_in_it(tmp_path: Path) -> Non
     (tmp_path / "image/etc/passwd").unlink()
     os.symlink("/outside", tmp_path / "image/etc/passwd")
     (tmp_path / "image/outside").write_text("good:x:8:8:::\n")
-    assert resolve_user(image_of(tmp_path / "image"), "good") == (8, 8, ())
+    assert resolve_user(image_of(tmp_path / "image"), "good")[:3] == (8, 8, ())
 
 
 def test_a_passwd_that_is_a_pipe_or_endless_does_not_hang(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     os.mkfifo(tmp_path / "etc/passwd")
-    assert resolve_user(image_of(tmp_path), "0") == (0, 0, ())
+    assert resolve_user(image_of(tmp_path), "0")[:3] == (0, 0, ())
     (tmp_path / "etc/passwd").unlink()
     with open(tmp_path / "etc/passwd", "wb") as file:
         file.truncate(1 << 40)
