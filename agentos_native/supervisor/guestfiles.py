@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Final
 
 from agentos_native.spec.model import AgentSpec
 
 _RESOLV: str = "/etc/resolv.conf"
+PATHS: Final = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf")
 
 
 def hostname(spec: AgentSpec) -> str:
