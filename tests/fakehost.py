@@ -13,6 +13,7 @@ from typing import Any
 from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image, ImageConfig
+from agentos_native.images.rootfs import Workdir
 from agentos_native.images.users import User
 from agentos_native.network import Rates, addresses
 from agentos_native.spec.model import TenantSpec
@@ -154,7 +155,9 @@ class FakeImages:
     def prepare(self, image: Image, agent_dir: Path, id_base: int, files: Mapping[str, bytes]) -> None:
         self._world.step("prepare", f"files {agent_dir.name}")
 
-    def mount(self, image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False) -> int:
+    def mount(
+        self, image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False, *, workdir: Workdir | None = None
+    ) -> int:
         self._world.step("mount")
         return os.open(os.devnull, os.O_RDONLY)
 

@@ -20,7 +20,7 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import overlay
@@ -30,9 +30,9 @@ from agentos_native.images.overlay import view
 from agentos_native.images.remove import remove_tree
 from agentos_native.images.unpack.writer import STRICT
 from agentos_native.kernel.mount import MOUNT_ATTR_NODEV, MOUNT_ATTR_NOSUID, MOUNT_ATTR_RDONLY
-from agentos_native.kernel.openat2 import openat2
+from agentos_native.kernel.openat2 import RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 
-__all__ = ["mount", "prepare", "release", "view"]
+__all__ = ["Workdir", "mount", "prepare", "release", "view"]
 
 _PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -167,16 +167,46 @@ def _rewrite_files(directory: int, id_base: int, files: Mapping[str, bytes]) -> 
 # -- mount
 
 
-def mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False) -> int:
+class Workdir(NamedTuple):
+    """A directory that has to be there when the program starts; `owner` is the host id of the agent's uid and gid 0."""
+
+    path: str
+    owner: int
+
+
+def mount(
+    image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False, *, workdir: Workdir | None = None
+) -> int:
     """The root filesystem as a detached mount (nosuid, nodev): image below, private layer on top; the caller closes it.
 
     Args:
         userns_fd: the agent's user namespace; maps 0 … 65535.
         read_only: nothing can be written; the files of `prepare` are there all the same.
+        workdir: made, with its parents, where the image and the private layer have none.
 
     Raises:
-        AgentosError: ``rootfs-not-mounted``, ``image-damaged``.
+        AgentosError: ``rootfs-not-mounted``, ``image-damaged``, ``workdir-not-made``.
     """
+    mounted = _mount(image, agent_dir, userns_fd, read_only)
+    if workdir is None or _has_directory(mounted, workdir.path):
+        return mounted
+    try:
+        if not read_only:
+            _make_directory(mounted, workdir)
+            return mounted
+    except BaseException:
+        os.close(mounted)
+        raise
+    os.close(mounted)
+    writable = _mount(image, agent_dir, userns_fd, False)
+    try:
+        _make_directory(writable, workdir)
+    finally:
+        os.close(writable)
+    return _mount(image, agent_dir, userns_fd, True)
+
+
+def _mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool) -> int:
     upper = agent_dir / _UPPER
     attributes = MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID
     try:
@@ -187,6 +217,43 @@ def mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False
         return overlay.assemble(image.layers, userns_fd, private, attributes=attributes)
     except OSError as error:
         raise _explain(error, image, agent_dir) from error
+
+
+def _has_directory(root: int, path: str) -> bool:
+    try:
+        os.close(_inside(root, path))
+    except OSError:
+        return False
+    return True
+
+
+def _inside(root: int, path: str) -> int:
+    """The directory `path` where the agent will find it: links are followed, and lead nowhere but into `root`."""
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return openat2(root, path, flags, resolve=RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def _make_directory(root: int, workdir: Workdir) -> None:
+    """Make `workdir` and what is missing of its parents; nobody else is in the tree yet."""
+    with contextlib.ExitStack() as opened:
+        at = PurePosixPath("/")
+        parent = root
+        try:
+            for name in PurePosixPath("/", workdir.path).parts[1:]:
+                at /= name
+                if not _has_directory(root, str(at)):
+                    os.mkdir(name, dir_fd=parent)
+                    os.chmod(name, 0o755, dir_fd=parent)
+                    os.chown(name, workdir.owner, workdir.owner, dir_fd=parent, follow_symlinks=False)
+                parent = _inside(root, str(at))
+                opened.callback(os.close, parent)
+        except OSError as error:
+            raise AgentosError(
+                "workdir-not-made",
+                f"the working directory {workdir.path} is not there and cannot be made: {error.strerror}",
+                str(at),
+                "choose another one with --workdir" if error.errno in (errno.EEXIST, errno.ENOTDIR) else "",
+            ) from error
 
 
 def _forget_earlier_mount(agent_dir: Path) -> None:

@@ -88,9 +88,17 @@ class ImageStore:
         """Make the agent's private layer; see `rootfs.prepare`."""
         rootfs.prepare(image, agent_dir, id_base, files)
 
-    def mount(self, image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False) -> int:
+    def mount(
+        self,
+        image: Image,
+        agent_dir: Path,
+        userns_fd: int,
+        read_only: bool = False,
+        *,
+        workdir: rootfs.Workdir | None = None,
+    ) -> int:
         """A detached mount of the image with the agent's private layer; see `rootfs.mount`."""
-        return rootfs.mount(image, agent_dir, userns_fd, read_only)
+        return rootfs.mount(image, agent_dir, userns_fd, read_only, workdir=workdir)
 
     def release(self, agent_dir: Path) -> None:
         """Remove the agent's private layer; see `rootfs.release`."""

@@ -127,7 +127,7 @@ _FIELDS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
     model.Limits: {"cpu": _cpu_limit, "memory": _memory_limit, "pids": _optional(_whole(1, 4194304))},
     model.Resources: {"io_weight": _optional(_weight)},
     model.Restart: {"backoff": _duration, "max_backoff": _duration, "max": _optional(_whole(0, 1_000_000))},
-    model.Stop: {"signal": _string(names.check_signal), "grace": _duration},
+    model.Stop: {"signal": _optional(_string(names.check_signal)), "grace": _duration},
     model.Volume: {"source": _path, "target": _string(names.check_target)},
     model.AgentSpec: {
         "name": _string(names.check_name),

@@ -83,7 +83,9 @@ class Restart(_Part, frozen=True, kw_only=True):
 
 
 class Stop(_Part, frozen=True, kw_only=True):
-    signal: str = "SIGTERM"
+    """`signal` None is that of the image (STOPSIGNAL), or SIGTERM."""
+
+    signal: str | None = None
     grace: float = 10.0
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from agentos_native.cgroup import GroupRef, GroupSettings
 from agentos_native.images.model import Image
+from agentos_native.images.rootfs import Workdir
 from agentos_native.network import Rates
 from agentos_native.spec.model import TenantSpec
 from agentos_native.supervisor.loop.controllers import Member
@@ -69,7 +70,9 @@ class Images(Protocol):
 
     def get(self, ref: str) -> Image: ...
     def prepare(self, image: Image, agent_dir: Path, id_base: int, files: Mapping[str, bytes]) -> None: ...
-    def mount(self, image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False) -> int: ...
+    def mount(
+        self, image: Image, agent_dir: Path, userns_fd: int, read_only: bool = False, *, workdir: Workdir | None = None
+    ) -> int: ...
     def release(self, agent_dir: Path) -> None: ...
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from agentos_native import faults
 from agentos_native.errors import AgentosError
+from agentos_native.images.model import ImageConfig
 from agentos_native.kernel.process import pidfd_send_signal
 from agentos_native.spec.model import AgentSpec
 from agentos_native.supervisor import resources
@@ -29,6 +30,7 @@ from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.queueing import Queue
 from agentos_native.supervisor.registry import Record, encode_record
 from agentos_native.supervisor.running import TIMED_OUT, Runner, Tasks
+from agentos_native.supervisor.signalling import signal_name, signal_number, stop_signal
 from agentos_native.supervisor.tenancy import Tenancy
 
 SUPERVISOR_STOPPED = "supervisor-stopped"
@@ -273,7 +275,7 @@ class Lifecycle:
 
     async def _stop(self, agent: Agent, grace: float | None, signal: str | None, reason: str) -> None:
         spec = agent.record.spec
-        number = signal_number(signal or spec.stop.signal)
+        number = signal_number(signal) if signal else stop_signal(spec, self._config_of(agent))
         async with agent.lock:
             if agent.removed:  # while the lock was waited for: its record must not come back
                 return
@@ -292,9 +294,16 @@ class Lifecycle:
             agent.become("stopping", reason)
             with contextlib.suppress(sqlite3.OperationalError):  # a full disk is no reason to let it run on
                 self.host.registry.save(agent.record)
-            self.runner.event(agent, "stopping", signal=signals.Signals(number).name)
+            self.runner.event(agent, "stopping", signal=signal_name(number))
             await self._signal_then_kill(run, number, spec.stop.grace if grace is None else grace, was_paused)
             await self.runner.finish(agent, run, run.ended.result())
+
+    def _config_of(self, agent: Agent) -> ImageConfig | None:
+        """None where the image cannot be read (any more): that keeps nobody from stopping the agent."""
+        try:
+            return self.host.image(agent.record.image_digest).config
+        except (AgentosError, OSError):
+            return None
 
     async def _signal_then_kill(self, run: Run, number: int, grace: float, was_paused: bool) -> None:
         if grace > 0 and number != signals.SIGKILL:
@@ -345,7 +354,7 @@ class Lifecycle:
         else:
             with contextlib.suppress(ProcessLookupError):
                 pidfd_send_signal(run.pidfd, number)
-        self.runner.event(agent, "signalled", signal=signals.Signals(number).name)
+        self.runner.event(agent, "signalled", signal=signal_name(number))
 
     async def pause(self, agent: Agent) -> None:
         """Freeze every process of the agent."""
@@ -397,16 +406,6 @@ class Lifecycle:
         for agent in self.host.agents:
             if agent.run is not None:
                 agent.run.close()
-
-
-def signal_number(name: str) -> int:
-    """The number of a signal by name (with or without SIG) or number."""
-    text = name.upper()
-    with contextlib.suppress(KeyError):
-        return signals.Signals[text if text.startswith("SIG") else f"SIG{text}"]
-    if text.isdecimal() and 0 < int(text) < signals.NSIG:
-        return int(text)
-    raise AgentosError("invalid-signal", f"no such signal: {name[:40]!r}", "", "For example SIGTERM, TERM or 15.")
 
 
 def write_spec(directory: str, record: Record) -> None:

@@ -52,6 +52,11 @@ def environment(spec: AgentSpec, image: ImageConfig, user: User) -> dict[str, st
     return env
 
 
+def workdir(spec: AgentSpec, image: ImageConfig) -> str:
+    """The directory that the program starts in."""
+    return spec.workdir or image.workdir or "/"
+
+
 def _config(record: Record, image: ImageConfig, user: User, id_base: int) -> SandboxConfig:
     spec = record.spec
     return SandboxConfig(
@@ -59,7 +64,7 @@ def _config(record: Record, image: ImageConfig, user: User, id_base: int) -> San
         hostname=hostname(spec),
         argv=command(spec, image),
         env=tuple(environment(spec, image, user).items()),
-        workdir=spec.workdir or image.workdir or "/",
+        workdir=workdir(spec, image),
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,
@@ -122,7 +127,7 @@ def exec_program(
         hostname=hostname(spec),
         argv=request.argv,
         env=tuple(env.items()),
-        workdir=request.workdir or spec.workdir or image.workdir or "/",
+        workdir=request.workdir or workdir(spec, image),
         uid=user.uid,
         gid=user.gid,
         groups=user.groups,

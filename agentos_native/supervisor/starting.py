@@ -15,12 +15,13 @@ import os
 import time
 from collections.abc import Awaitable
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image
+from agentos_native.images.rootfs import Workdir
 from agentos_native.images.users import User
 from agentos_native.sandbox.hints import failure_to_error
 from agentos_native.supervisor import admission, guestfiles, program, resources, stdio
@@ -175,10 +176,19 @@ class Start:
         files = guestfiles.files(self._spec, wire.ipv4 if wire else None, wire.ipv6 if wire else None)
         host.images.prepare(image, Path(self._dir), self._id_base, files)
         faults.point("rootfs.prepared")
-        mount_fd = self._own(host.images.mount(image, Path(self._dir), userns, self._spec.read_only))
+        mount_fd = self._own(
+            host.images.mount(image, Path(self._dir), userns, self._spec.read_only, workdir=self._workdir(image))
+        )
         volumes = [self._own(host.volume(v.source, userns, v.read_only)) for v in self._spec.volumes]
         user = host.user(image, self._spec.user or image.config.user or None)
         return Rootfs(image, mount_fd, leaf, user, volumes)
+
+    def _workdir(self, image: Image) -> Workdir | None:
+        """None in a volume: nothing is made there unasked."""
+        path = program.workdir(self._spec, image.config)
+        if any(PurePosixPath(path).is_relative_to(volume.target) for volume in self._spec.volumes):
+            return None
+        return Workdir(path, self._id_base)
 
     def _network(self) -> int:
         """In a worker thread. Gives the namespace's fd."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from agentos_native.spec.model import (
 from agentos_native.supervisor import restart
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.applying import Applier
-from agentos_native.supervisor.lifecycle import Lifecycle, signal_number
+from agentos_native.supervisor.lifecycle import Lifecycle
 from tests.fakehost import FakeLink, World, lifecycle_of
 
 Story = Callable[[Lifecycle, World, FakeLink], Awaitable[None]]
@@ -357,13 +356,6 @@ def test_names_and_ids_find_agents(tmp_path: Path) -> None:
                 find(ref)
 
     play(tmp_path, story)
-
-
-def test_signals_by_name_and_number() -> None:
-    assert signal_number("term") == signal_number("SIGTERM") == signal_number("15") == signal.SIGTERM
-    for bad in ("", "0", "SIGNOPE", "-1", "999", "9" * 50):
-        with pytest.raises(AgentosError, match="invalid-signal"):
-            signal_number(bad)
 
 
 @given(
