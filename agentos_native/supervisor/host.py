@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -108,8 +109,7 @@ class Host:
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
-    pinned: set[str] = field(default_factory=set)
-    """Digests of images that a build works with: no agent has them between its steps, and they have no name."""
+    _pinned: Counter[str] = field(default_factory=Counter)
     _by_digest: dict[str, Image] = field(default_factory=dict)
     _users: dict[tuple[str, str | None], User] = field(default_factory=dict)
 
@@ -122,7 +122,17 @@ class Host:
 
     def images_in_use(self) -> set[str]:
         """Digests of the images that must not be taken from the store now."""
-        return {agent.record.image_digest for agent in self.agents} | self.pinned
+        return {agent.record.image_digest for agent in self.agents} | set(self._pinned)
+
+    def pin(self, digest: str) -> None:
+        """A build works with this image: it begins with it, or its steps so far are in it. `unpin` as often."""
+        self._pinned[digest] += 1
+
+    def unpin(self, digest: str) -> None:
+        """See `pin`."""
+        self._pinned[digest] -= 1
+        if self._pinned[digest] <= 0:
+            del self._pinned[digest]
 
     def user(self, image: Image, user: str | None) -> User:
         """A user's ids and home inside; kept, since images do not change."""
