@@ -9,6 +9,12 @@ import msgspec
 _Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 
 
+class Header(msgspec.Struct, frozen=True, rename="camel"):
+    """``oci-layout``."""
+
+    image_layout_version: str
+
+
 class Platform(msgspec.Struct, frozen=True):
     os: str | None = None
     architecture: str | None = None

@@ -101,13 +101,14 @@ class AskIndex(msgspec.Struct, frozen=True, kw_only=True, tag="index"):
         content: the document.
         platform: ``os/architecture[/variant]``.
         ref: a name or digest in a layout; "" for the only image there is.
-        layout: this is a layout's ``index.json``, whose entries are different images, not one for several machines.
+        layout: of a layout's ``index.json``, its ``oci-layout``; its entries are different images, not one for several
+            machines.
     """
 
     content: bytes
     platform: str
     ref: str = ""
-    layout: bool = False
+    layout: bytes = b""
 
 
 class AskManifest(msgspec.Struct, frozen=True, kw_only=True, tag="manifest"):

@@ -66,6 +66,10 @@ def _parse(content: bytes, kind: type[T], called: str) -> T:
 
 
 def _choose(question: model.AskIndex) -> Descriptor:
+    if question.layout:
+        version = _parse(question.layout, documents.Header, "oci-layout").image_layout_version
+        if version.split(".")[0] != "1":
+            raise unsupported(f"a layout of version {_quoted(version)}", "version 1 is read")
     index = _parse(question.content, documents.Index, "index")
     if index.schema_version != 2:
         raise unsupported(f"an index of schema version {index.schema_version}", "schema version 2 is read")
