@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import IO
 from urllib.parse import quote
+
+import msgspec
 
 from agentos_native.client import transport
 from agentos_native.client.door import Door, decoded, query
@@ -34,3 +37,11 @@ class ImageCalls(Door):
         pieces = iter(lambda: source.read(_PIECE), b"")
         with transport.Exchange(self.socket, "POST", target, body=pieces, content_type="application/x-tar") as exchange:
             return decoded(exchange.read(), wire.ImageBody, target)
+
+    def build_image(self, request: wire.BuildRequest) -> Iterator[wire.ImageEvent]:
+        """Build an image of what a Dockerfile says: its events as they come, the last one ``done`` or ``failed``.
+
+        Whoever stops reading cancels the build.
+        """
+        for line in self._lines("/v1/builds", "POST", request):
+            yield msgspec.json.decode(line, type=wire.ImageEvent)

@@ -1,0 +1,344 @@
+"""One build, from its request to its image. Runs on the event loop; what blocks is in the `workshop`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from agentos_native.errors import AgentosError
+from agentos_native.images import names
+from agentos_native.images.build import context
+from agentos_native.images.build.evaluate import evaluate
+from agentos_native.images.build.model import Copy, Plan, Run, Stage, Step
+from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
+from agentos_native.images.unpack.messages import Progress
+from agentos_native.spec.model import NetworkMode
+from agentos_native.supervisor import admission
+from agentos_native.supervisor.building import failing, keys, sandbox
+from agentos_native.supervisor.building.feed import Feed, Output
+from agentos_native.supervisor.building.pins import Pins
+from agentos_native.supervisor.building.workshop import Hand, Workshop, open_context, read_dockerfile
+from agentos_native.supervisor.lifecycle import Lifecycle
+from agentos_native.wire.images import BuildRequest, ImageEvent
+
+T = TypeVar("T")
+COMMENT: Final = "agentos-native image build"
+_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
+_REPORT_EVERY: Final = 0.2
+
+
+@dataclass
+class _Tree:
+    """A stage so far. `last`: its layers as the last step left them, by which it is pinned."""
+
+    name: str
+    layers: tuple[Layer, ...] = ()
+    history: list[History] = field(default_factory=list)
+    config: ImageConfig = ImageConfig()
+    author: str = ""
+    architecture: str = ""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Which step it is."""
+
+    step: int
+    steps: int
+    line: int
+    text: str
+
+
+class Build:
+    """Use once: `run`."""
+
+    def __init__(self, lifecycle: Lifecycle, workshop: Workshop, request: BuildRequest, build: str, feed: Feed) -> None:
+        self._lifecycle = lifecycle
+        self._host = lifecycle.host
+        self._workshop = workshop
+        self._request = request
+        self._id = build
+        self._feed = feed
+        self._hand = Hand()
+        self._pins = Pins(self._host, workshop.catalog, build)
+        self._bases: dict[str, Image] = {}
+        self._trees: dict[int, _Tree] = {}
+        self._context: context.Tree
+        self._file = "Dockerfile"
+        self._number = 0
+
+    async def run(self) -> Image:
+        """Do it all.
+
+        Raises:
+            AgentosError: what failed; nothing is left of the build but the layers of the steps that went well.
+        """
+        request = self._request
+        wanted = [names.parse_name(name) for name in request.names]
+        sandbox.limits_of(request)
+        try:
+            with contextlib.ExitStack() as stack:
+                directory = await asyncio.to_thread(open_context, request)
+                stack.callback(os.close, directory)
+                plan = await self._plan(directory)
+                for note in plan.notes:
+                    self._feed.put(ImageEvent(kind="note", text=note))
+                steps = sum(1 + len(stage.steps) for stage in plan.stages)
+                for stage in plan.stages:
+                    self._trees[stage.index] = await self._stage(stage, steps)
+                return await self._commit(self._trees[plan.stages[-1].index], plan, wanted)
+        finally:
+            self._hand.drop()
+            await self._lifecycle.tasks.unbroken(self._pins.drop())
+
+    # -- what is to be done
+
+    async def _plan(self, directory: int) -> Plan:
+        text, self._file = await asyncio.to_thread(read_dockerfile, self._request)
+        instructions = await self._thread(self._workshop.instructions, self._hand, text, self._file)
+        file = os.path.relpath(self._request.file, self._request.context) if self._request.file else "Dockerfile"
+        inside = "Dockerfile" if file.startswith("..") else file
+        self._context = await asyncio.to_thread(context.open_context, directory, inside)
+        return await asyncio.to_thread(
+            evaluate,
+            instructions,
+            self._request.args,
+            lambda name: self._base(name).config,
+            self._request.target,
+            name=self._file,
+            architecture=_architecture(),
+        )
+
+    def _base(self, name: str) -> Image:
+        """The image of a FROM or of a --from, which stays while the build lasts."""
+        if name not in self._bases:
+            self._bases[name] = self._pins.keep(_find(self._workshop, name))
+        return self._bases[name]
+
+    # -- stages and steps
+
+    async def _stage(self, stage: Stage, steps: int) -> _Tree:
+        self._number += 1
+        place = _Place(self._number, steps, stage.line, stage.text or f"FROM {stage.base or 'scratch'}")
+        self._begin(place)
+        tree = self._begun(stage)
+        for step in stage.steps:
+            self._number += 1
+            place = _Place(self._number, steps, step.line, step.text)
+            self._begin(place)
+            made = await self._step(tree, step, place)
+            tree.config = step.config
+            if made is not None:
+                tree.layers = (*tree.layers, made)
+            tree.history.append(_history(step, made is None))
+        return tree
+
+    def _begun(self, stage: Stage) -> _Tree:
+        name = str(stage.index)
+        if stage.base_stage >= 0:
+            earlier = self._trees[stage.base_stage]
+            kept = (earlier.layers, [*earlier.history], stage.config, earlier.author, earlier.architecture)
+            return _Tree(name, *kept)
+        if not stage.base:
+            return _Tree(name, config=stage.config, architecture=_architecture())
+        image = self._base(stage.base)
+        return _Tree(name, image.stack, [*image.history], stage.config, image.author, image.architecture)
+
+    async def _step(self, tree: _Tree, step: Step, place: _Place) -> Layer | None:
+        """The layer that the step makes, or None."""
+        if step.run is not None:
+            network = self._network(step.run, place)
+            key = keys.run_key(tree.layers, step.run, network)
+            return self._known(key, place) or await self._run(tree, step, step.run, network, key, place)
+        if step.copy is not None:
+            return await self._copy(tree, step.copy, place)
+        if step.make_workdir:
+            key = keys.directory_key(tree.layers, step.make_workdir)
+            known = self._known(key, place)
+            work = self._workshop.directory
+            return known or await self._thread(work, self._hand, step.make_workdir, tree.layers, key)
+        return None
+
+    def _known(self, key: str, place: _Place) -> Layer | None:
+        if self._request.no_cache:
+            return None
+        layer = self._workshop.catalog.known(key)
+        if layer is not None:
+            self._feed.put(ImageEvent(kind="cached", step=place.step, steps=place.steps))
+        return layer
+
+    async def _copy(self, tree: _Tree, copy: Copy, place: _Place) -> Layer:
+        source: context.Tree | Sequence[Layer] = self._context
+        if copy.origin.isdigit():
+            source = self._trees[int(copy.origin)].layers
+        elif copy.origin:
+            source = self._base(copy.origin).stack
+        with failing.at(self._file, place.line):
+            if isinstance(source, context.Tree):
+                content = await self._thread(self._workshop.content_key, copy, source)
+            else:
+                content = context.origin_key(copy, [layer.digest for layer in source])
+            key = keys.copy_key(tree.layers, content)
+            known = self._known(key, place)
+            if known is not None:
+                return known
+            await self._pins.pin(tree.name, tree.layers)
+            report = self._reporter(place)
+            made, notes = await self._thread(self._workshop.copy, self._hand, copy, source, tree.layers, key, report)
+            self._note(place, notes)
+            return made
+
+    # -- RUN
+
+    def _network(self, run: Run, place: _Place) -> NetworkMode:
+        """The build's network, or less."""
+        wanted = run.network if run.network not in {"", "default"} else self._request.network
+        if wanted == "none" or wanted == self._request.network:
+            return self._request.network if wanted != "none" else "none"
+        raise AgentosError(
+            "build-network",
+            f"RUN asks for --network={wanted}, which this build does not give",
+            f"{self._file}:{place.line}",
+            "say --network egress to the build, or leave it out of the instruction",
+        )
+
+    async def _run(self, tree: _Tree, step: Step, run: Run, network: NetworkMode, key: str, place: _Place) -> Layer:
+        if not tree.layers:
+            raise failing.error(self._describe(place), "there is no program in an empty stage", run, network, ())
+        image = await self._pins.pin(tree.name, tree.layers)
+        spec = sandbox.spec_of(run, self._request, network, self._id, place.step, image.digest)
+        output = Output(self._feed, place.step)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                agent = await stack.enter_async_context(sandbox.ran(self._lifecycle, spec, self._feed, output))
+            except AgentosError as error:
+                raise failing.not_started(self._describe(place), error, run, network) from None
+            record = agent.record
+            directory = Path(self._host.options.agent_dir(agent.id))
+            id_base = admission.id_base(self._host.block, record.slot)
+            if record.exit_status == 0:
+                work, report = self._workshop.private_layer, self._reporter(place)
+                made, notes = await self._thread(work, self._hand, directory, id_base, tree.layers, [key], report)
+                self._note(place, notes)
+                return made
+            failure = failing.ended(self._describe(place), record, run, network, output.last)
+            if self._request.keep_failed:
+                kept = await self._keep_failed(tree, step, run, directory, id_base)
+                failure.details["failed_image"] = kept.digest
+            raise failure
+
+    async def _keep_failed(self, tree: _Tree, step: Step, run: Run, directory: Path, id_base: int) -> Image:
+        """What a failing RUN left, as an image without a name whose command is the shell and whose user, directory and
+        environment are those of the step."""
+        work = self._workshop.private_layer
+        made, _ = await self._thread(work, self._hand, directory, id_base, tree.layers, [], lambda _: None)
+        config = ImageConfig(
+            cmd=step.config.shell[:1] or ("/bin/sh",), env=run.env, user=run.user, workdir=run.workdir or "/"
+        )
+        manifest = Manifest(
+            config=config, layers=(*tree.layers, made), created=time.time(), architecture=_architecture()
+        )
+        return await asyncio.to_thread(self._workshop.catalog.commit, None, manifest)
+
+    # -- the end
+
+    async def _commit(self, tree: _Tree, plan: Plan, wanted: Sequence[str]) -> Image:
+        labels = {**tree.config.labels, **self._request.labels}
+        manifest = Manifest(
+            config=msgspec.structs.replace(tree.config, labels=labels),
+            layers=tree.layers,
+            created=time.time(),
+            history=tuple(tree.history),
+            architecture=tree.architecture or _architecture(),
+            author=plan.author or tree.author,
+        )
+        catalog = self._workshop.catalog
+        if any(not catalog.layer_path(layer.digest).is_dir() for layer in tree.layers):
+            raise AgentosError("layer-gone", "a layer was removed while it was built upon", "", "build it again")
+        image = None
+        for name in wanted or (None,):
+            image = await asyncio.to_thread(catalog.commit, name, manifest)
+        assert image is not None
+        return image
+
+    # -- telling
+
+    def _begin(self, place: _Place) -> None:
+        self._feed.put(ImageEvent(kind="step", step=place.step, steps=place.steps, line=place.line, text=place.text))
+
+    def _note(self, place: _Place, notes: Sequence[str]) -> None:
+        for note in notes:
+            self._feed.put(ImageEvent(kind="note", step=place.step, text=note))
+
+    def _describe(self, place: _Place) -> str:
+        return f"step {place.step}/{place.steps} ({self._file}:{place.line}) {place.text}"
+
+    def _reporter(self, place: _Place) -> Callable[[Progress], None]:
+        """Progress from a worker's thread."""
+        due = time.monotonic() + 2 * _REPORT_EVERY  # what is quick is not worth a line
+
+        def report(progress: Progress) -> None:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = time.monotonic() + _REPORT_EVERY
+                what = f"{progress.entries} files"
+                self._feed.put_soon(ImageEvent(kind="progress", step=place.step, what=what, done=progress.bytes))
+
+        return report
+
+    async def _thread(self, work: Callable[..., T], *arguments: Any) -> T:
+        """`work` in a thread; when this task is cancelled the worker is ended, and the thread waited for."""
+        task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._hand.drop()
+            await asyncio.wait([task])
+            if not task.cancelled():
+                task.exception()  # it has failed because its worker is gone
+            raise
+
+
+def _find(workshop: Workshop, name: str) -> Image:
+    """The image that FROM or --from names. Docker's own way to write a name without a host is understood."""
+    tried = [name, *(name.removeprefix(prefix) for prefix in ("docker.io/library/", "docker.io/"))]
+    for number, candidate in enumerate(dict.fromkeys(tried)):
+        try:
+            return workshop.catalog.get(candidate)
+        except AgentosError as error:
+            if error.code != "image-not-found" or number == len(dict.fromkeys(tried)) - 1:
+                raise _not_found(name, error) from None
+    raise AssertionError("the last one raises")
+
+
+def _not_found(name: str, error: AgentosError) -> AgentosError:
+    if error.code != "image-not-found":
+        return error
+    hint = (
+        f"agentos-native image pull HOST/{name} --name {name}    gets it from a registry\n"
+        f"agentos-native image import {name} PATH    makes it from a directory, a tar, an OCI layout or docker save"
+    )
+    return AgentosError("image-not-found", f"no image {name!r} to build from", error.where, f"{hint}\n{error.hint}")
+
+
+def _history(step: Step, empty: bool) -> History:
+    """As docker writes it: of a RUN what was executed, of the others the instruction."""
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    text = step.text
+    if step.run is not None:
+        text = "RUN " + " ".join(step.run.argv)
+    return History(created_by=text, created=created, comment=COMMENT, empty=empty)
+
+
+def _architecture() -> str:
+    machine = platform.machine()
+    return _ARCHITECTURES.get(machine, machine)

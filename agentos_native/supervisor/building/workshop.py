@@ -1,0 +1,231 @@
+"""The work of a build that blocks: reading Dockerfile and context, and making layers. For worker threads.
+
+What others wrote (the Dockerfile, the context, what a sandbox left) is parsed and copied by confined workers; here are
+only fds, mounts and the store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import stat
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from agentos_native.errors import AgentosError
+from agentos_native.images import confine, rootfs
+from agentos_native.images.build import apply, context, dockerfile
+from agentos_native.images.build.model import Copy, Instruction
+from agentos_native.images.model import Layer
+from agentos_native.images.session import ProgressCallback, Session
+from agentos_native.images.store import ImageStore
+from agentos_native.kernel.openat2 import RESOLVE_IN_ROOT, openat2
+from agentos_native.supervisor import guestfiles
+from agentos_native.wire.images import BuildRequest
+
+DOCKERFILE_MAX: Final = 1 << 20
+_PLANS: Final = 64
+"""Parsed Dockerfiles that are kept."""
+_PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_MOUNT_POINTS: Final = ("dev", "proc", "sys")
+"""What the sandbox mounts there is not in the private layer; that there is a directory is of no interest."""
+
+
+class Hand:
+    """The confined worker of one build, started when it is first needed. One thread at a time, but for `drop`."""
+
+    def __init__(self) -> None:
+        self._session: Session | None = None
+        self._dropped = False
+        self._lock = threading.Lock()
+
+    def session(self) -> Session:
+        """Raises ``cancelled`` once it was dropped."""
+        with self._lock:
+            if self._dropped:
+                raise AgentosError("cancelled", "the build was cancelled")
+            if self._session is None:
+                self._session = Session()
+            return self._session
+
+    def drop(self) -> None:
+        """End it, in the middle of its work, too (which then fails)."""
+        with self._lock:
+            self._dropped = True
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+
+class Workshop:
+    """One per supervisor. Thread-safe."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.catalog = store.catalog
+        self._hashes = context.Hashes()
+        self._parsed: OrderedDict[str, tuple[Instruction, ...]] = OrderedDict()
+
+    # -- what is to be done
+
+    def instructions(self, hand: Hand, text: bytes, name: str) -> tuple[Instruction, ...]:
+        """The parsed Dockerfile. One that was seen before is not parsed again."""
+        key = hashlib.sha256(text).hexdigest()
+        known = self._parsed.get(key)
+        if known is None:
+            known = self._parsed[key] = dockerfile.read(hand.session(), text, name)
+            while len(self._parsed) > _PLANS:
+                self._parsed.popitem(last=False)
+        return known
+
+    def content_key(self, copy: Copy, tree: context.Tree) -> str:
+        """What a COPY takes of the context."""
+        return context.content_key(copy, tree.select(copy), self._hashes)
+
+    # -- layers
+
+    def copy(
+        self, hand: Hand, copy: Copy, source: context.Tree | Sequence[Layer], below: Sequence[Layer], key: str,
+        report: ProgressCallback,
+    ) -> tuple[Layer, tuple[str, ...]]:  # fmt: skip
+        """COPY and ADD of the context, or of another stage's layers. Gives notes, too."""
+        with contextlib.ExitStack() as stack:
+            if isinstance(source, context.Tree):
+                tree, source_fd = source, source.fd
+            else:
+                source_fd = stack.enter_context(self._merged(source))
+                tree = context.Tree(source_fd, where=f"--from={copy.origin}")
+            selection = tree.select(copy)
+            base_fd = stack.enter_context(self._merged(below))
+            staged = stack.enter_context(self.catalog.staging())
+            session = hand.session()
+            unpacked = apply.copy_files(
+                session, copy, selection, source_fd=source_fd, tree_fd=staged.fd, base_fd=base_fd, progress=report
+            )
+            return self.catalog.add_layer(staged, unpacked.measured.layer(), [key]), unpacked.notes
+
+    def directory(self, hand: Hand, path: str, below: Sequence[Layer], key: str) -> Layer | None:
+        """WORKDIR: None when the stage has the directory."""
+        with self._merged(below) as base_fd:
+            if base_fd >= 0 and _is_directory(base_fd, path):
+                return None
+            with self.catalog.staging() as staged:
+                unpacked = apply.make_workdir(hand.session(), path, tree_fd=staged.fd, base_fd=base_fd)
+                if unpacked is None:
+                    return None
+                return self.catalog.add_layer(staged, unpacked.measured.layer(), [key])
+
+    def private_layer(
+        self,
+        hand: Hand,
+        agent_dir: Path,
+        id_base: int,
+        below: Sequence[Layer],
+        keys: Sequence[str],
+        report: ProgressCallback,
+    ) -> tuple[Layer, tuple[str, ...]]:
+        """What an ended agent wrote, as a layer with the ids of an image. Gives notes, too."""
+        with contextlib.ExitStack() as stack:
+            upper = os.open(agent_dir / "upper", _PATH)
+            stack.callback(os.close, upper)
+            base_fd = stack.enter_context(self._merged(below))
+            exclude = _excluded(upper, base_fd, id_base)
+            back = confine.make_userns(0, inside=id_base)
+            stack.callback(os.close, back)
+            source = confine.idmapped(upper, back)
+            stack.callback(os.close, source)
+            staged = stack.enter_context(self.catalog.staging())
+            session = hand.session()
+            unpacked = session.unpack(source, staged.fd, kind="upper", exclude=exclude, progress=report)
+            return self.catalog.add_layer(staged, unpacked.measured.layer(), keys), unpacked.notes
+
+    @contextlib.contextmanager
+    def _merged(self, layers: Sequence[Layer]) -> Iterator[int]:
+        """A look at what the layers make together; -1 when there is none."""
+        if not layers:
+            yield -1
+            return
+        merged = rootfs.view([self.catalog.layer_path(layer.digest) for layer in layers], None)
+        try:
+            yield merged
+        finally:
+            os.close(merged)
+
+
+def _is_directory(root: int, path: str) -> bool:
+    try:
+        os.close(openat2(root, path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, resolve=RESOLVE_IN_ROOT))
+    except OSError:
+        return False
+    return True
+
+
+def _excluded(upper: int, base: int, id_base: int) -> list[str]:
+    """What the supervisor put into an agent's private layer: no part of what its program did."""
+    found = [name for name in _MOUNT_POINTS if _status(upper, name) is not None]
+    guest = [path.lstrip("/") for path in guestfiles.PATHS]
+    etc = _status(upper, "etc")
+    if etc is None or not stat.S_ISDIR(etc.st_mode):
+        return found
+    descriptor = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper)
+    try:
+        others = {f"etc/{name}" for name in os.listdir(descriptor)} - set(guest)
+        if not others and not os.listxattr(descriptor) and _as_it_was(etc, base, id_base):
+            return [*found, "etc"]
+    finally:
+        os.close(descriptor)
+    return found + guest
+
+
+def _as_it_was(etc: os.stat_result, base: int, id_base: int) -> bool:
+    """Whether the directory of the private layer has the owner and mode that it has below, or would be made with."""
+    below = _status(base, "etc") if base >= 0 else None
+    mine = (stat.S_IMODE(etc.st_mode), etc.st_uid - id_base, etc.st_gid - id_base)
+    if below is None or not stat.S_ISDIR(below.st_mode):
+        return mine == (0o755, 0, 0)
+    return mine == (stat.S_IMODE(below.st_mode), below.st_uid, below.st_gid)
+
+
+def _status(root: int, name: str) -> os.stat_result | None:
+    try:
+        return os.stat(name, dir_fd=root, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+
+
+def read_dockerfile(request: BuildRequest) -> tuple[bytes, str]:
+    """The Dockerfile's text, and how errors name it.
+
+    Raises:
+        AgentosError: ``dockerfile-not-found``, ``too-large``.
+    """
+    path = request.file or os.path.join(request.context, "Dockerfile")
+    name = os.path.basename(path)
+    try:
+        with open(path, "rb", opener=_open_plain) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise AgentosError("dockerfile-not-found", "it is no file", path)
+            text = file.read(DOCKERFILE_MAX + 1)
+    except OSError as error:
+        hint = "say where it is: -f FILE" if not request.file else ""
+        raise AgentosError("dockerfile-not-found", f"cannot be read: {error.strerror}", path, hint) from None
+    if len(text) > DOCKERFILE_MAX:
+        raise AgentosError("too-large", f"a Dockerfile has at most {DOCKERFILE_MAX} bytes", path)
+    return text, name
+
+
+def _open_plain(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def open_context(request: BuildRequest) -> int:
+    """The context's directory. Raises ``context-not-found``."""
+    try:
+        return os.open(request.context, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        hint = "the context is a directory on the machine where the supervisor runs"
+        what = f"the context cannot be opened: {error.strerror}"
+        raise AgentosError("context-not-found", what, request.context, hint) from None

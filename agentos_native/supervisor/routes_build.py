@@ -1,0 +1,45 @@
+"""The API of builds: one request, answered by its events as lines of JSON for as long as it lasts."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from agentos_native.errors import AgentosError
+from agentos_native.supervisor.building.builder import Builder, Running
+from agentos_native.supervisor.routes import Endpoint, Lines, body
+from agentos_native.wire.images import BuildRequest, ImageEvent
+
+
+class BuildRoutes:
+    """Handlers; one per supervisor."""
+
+    def __init__(self, builder: Builder) -> None:
+        self._builder = builder
+
+    def table(self) -> list[Endpoint]:
+        """The rows of the API."""
+        return [Endpoint("POST", "/v1/builds", self.build, "Build an image, as JSON lines", BuildRequest, ImageEvent)]
+
+    async def build(self, request: Request) -> Lines:
+        """Ends with ``done`` or ``failed``; a client that goes away cancels it."""
+        wanted = await body(request, BuildRequest)
+        for name, path in (("context", wanted.context), ("file", wanted.file or "/")):
+            if not path.startswith("/") or "\0" in path:
+                raise AgentosError("invalid-request", f"{name} is no absolute path", path[:300])
+        return _Progress(self._builder.begin(wanted))
+
+
+class _Progress(Lines):
+    """The lines of a build, which does not outlive its client."""
+
+    def __init__(self, running: Running) -> None:
+        super().__init__(running.lines())
+        self._running = running
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._running.cancel()
