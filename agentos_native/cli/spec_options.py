@@ -67,7 +67,11 @@ def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
         function = several(*options.split(), name, metavar=metavar, help=text)(function)
     one = _option()
     function = one("--restart", metavar="POLICY[:MAX]", help="never (default), on-failure or always.")(function)
-    function = one("--entrypoint", metavar="CMD", help="Run this in place of the image's entry point.")(function)
+    function = one(
+        "--entrypoint",
+        metavar="CMD",
+        help='Run this in place of the image\'s entry point and arguments; "" takes them away.',
+    )(function)
     function = one("--allow-unenforced", metavar="LIST", help="Controllers to do without: cpu,memory,pids,io.")(
         function
     )
@@ -125,10 +129,19 @@ def build(image: str, command: tuple[str, ...], given: dict[str, Any], flags: di
     if not any(path == "name" for path, _, _ in values):
         values.append(("name", made_up_name(image), "IMAGE"))
     values += _compound(given)
-    if command:
+    if given["entrypoint"] == "":
+        values.append(("command", _whole_command(command), "--entrypoint"))
+    elif command:
         values.append(("args", list(command), "COMMAND"))
     values += [(flag, True, "") for flag, wanted in flags.items() if wanted]
     return agent_from_nodes(nodes_of(values))
+
+
+def _whole_command(command: tuple[str, ...]) -> list[str]:
+    """``--entrypoint ""`` takes the image's own away, as Docker has it: the arguments say all."""
+    if not command:
+        raise AgentosError("invalid-value", "nothing is left to run", "--entrypoint", "Give a command after the image.")
+    return list(command)
 
 
 def texts(given: dict[str, Any]) -> Iterator[Value]:
