@@ -171,7 +171,7 @@ def test_a_volume_is_the_hosts_directory(ground: Place, tmp_path: Path) -> None:
 def test_a_stopping_supervisor_tells_attached_clients_how_it_ended(ground: Place, tmp_path: Path) -> None:
     with place(tmp_path / "stopping", "stopp") as stopping:
         launcher = stopping.start()
-        script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.1; done"
+        script = "trap 'echo bye; exit 5' TERM; while :; do echo up; sleep 0.1; done"
         agent = stopping.run("service", "sh", "-c", script)
         with contextlib.closing(stopping.client.attach(agent.id)) as stream:
             said = (frame.data for frame in stream if frame.channel == api.CHANNEL_STDOUT)
