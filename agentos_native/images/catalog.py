@@ -3,16 +3,18 @@
 ::
 
     <state>/images/            0700: set-user-ID files of an image are for nobody on the host
-      lock                     flock: held for the moment in which names, manifests and layers change
+      lock                     flock: held for the moment in which names, manifests, layers and leases change
       layers/<hex>/            a tree, named by the digest of what is in it; never written to
-      index/<hex of key>       a `Layer`: what a key that stands for a layer was unpacked to, see `Catalog.known`
-      manifests/<hex>.json     `Manifest`; the image's digest is that of its configuration and layers
+      index/<hex of key>       what a key that stands for a layer was unpacked to, see `Catalog.known` and `index`
+      manifests/<hex>.json     `Manifest`; the image's digest is that of its configuration and layers, see `records`
       refs/<name>              "sha256:<hex>"
+      leases/<random>          what an import or build under way holds (its flock held), see `leases`
       tmp/<random>             a layer under way (its own flock held), or something on its way out
+      downloads/<name>/        part of a pull (its flock held while it is under way), kept for the next try
 
 Nothing becomes visible by halves: a tree is renamed from tmp after syncfs, a file is written beside, synced and
-renamed, and the order is layer, index, manifest, name. Whatever a crash leaves is in tmp, or a layer without a
-manifest; `recover` removes both.
+renamed, and the order is layer, index, manifest, name. Whatever a crash leaves is in tmp, or a layer that nothing
+reaches; `recover` removes both. What may be removed is decided in `gc`.
 """
 
 from __future__ import annotations
@@ -20,22 +22,28 @@ from __future__ import annotations
 import builtins
 import contextlib
 import fcntl
-import hashlib
 import os
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
 
+from agentos_native import faults
 from agentos_native.errors import AgentosError
-from agentos_native.images import names
+from agentos_native.images import gc, leases, names
+from agentos_native.images.disk import DIRECTORY, Disk, sync_directory
+from agentos_native.images.gc import Freed, InUse
+from agentos_native.images.index import Index
+from agentos_native.images.leases import Lease
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
-from agentos_native.images.remove import remove_tree
+from agentos_native.images.records import Records, hex_of, manifest_digest
 
-_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_MANIFEST_MAX: Final = 1 << 20
+__all__ = ["Catalog", "InUse", "Lease", "Staging", "manifest_digest"]
+
+_TRIES: Final = 5
 
 
 class Staging(NamedTuple):
@@ -43,16 +51,7 @@ class Staging(NamedTuple):
 
     path: Path
     fd: int
-
-
-def manifest_digest(config: ImageConfig, layers: Sequence[str]) -> str:
-    """The digest of an image: of what runs, not of when or under which name it was imported."""
-    body = msgspec.json.encode({"config": msgspec.to_builtins(config), "layers": list(layers)}, order="sorted")
-    return f"sha256:{hashlib.sha256(body).hexdigest()}"
-
-
-def _hex(digest: str) -> str:
-    return digest.removeprefix("sha256:")
+    lease: Lease
 
 
 class Catalog:
@@ -60,37 +59,61 @@ class Catalog:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        for part in ("layers", "index", "manifests", "refs", "tmp"):
-            (self.path / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path.chmod(0o700)
-        self._tmp = self.path / "tmp"
+        self.disk = Disk(path)
+        self.records = Records(self.disk)
+        self.index = Index(self.disk)
+        self._parts = gc.Parts(self.disk, self.records, self.index)
 
     # -- finding
 
-    def get(self, ref: str) -> Image:
-        """The image of a name, of ``sha256:<hex>`` or of a unique beginning of it.
+    def get(self, ref: str, *, lease: Lease | None = None) -> Image:
+        """The image of a name, of ``sha256:<hex>`` or of a unique beginning of it, or of ``name@sha256:<hex>``.
+
+        Takes no lock, unless there is a lease (`lease`, else this context's), which then holds the image.
 
         Raises:
             AgentosError: ``image-not-found`` (its hint lists what there is), ``ambiguous-digest``,
-            ``invalid-image-name``.
+            ``invalid-image-name``, ``image-damaged``.
         """
-        by_digest = self._names()
-        digest, name = self._find(ref, by_digest)
-        return self._image(digest, name, by_digest)
+        holder = lease or leases.current(self.disk)
+        if holder is None:
+            return self._get(ref)
+        with self.disk.locked():
+            image = self._get(ref)
+            holder.hold("image", [image.digest])
+            holder.hold("layer", [layer.digest for layer in image.stack])
+            return image
 
-    def list(self) -> list[Image]:
+    def _get(self, ref: str) -> Image:
+        for _ in range(_TRIES):
+            digest, name = self.records.find(ref)
+            try:
+                return self._image(digest, name, self.records.names())
+            except AgentosError:
+                if self.records.find(ref)[0] != digest:
+                    continue  # it was removed or replaced between the two looks
+                raise
+        raise AgentosError("image-not-found", f"image {ref!r} is replaced again and again")
+
+    def list(self) -> builtins.list[Image]:
         """One `Image` for each name, in the order of names, then those without a name.
 
         An image whose record is damaged is listed too, with no layers and the reason as a note.
         """
-        by_digest = self._names()
-        stems = sorted(path.stem for path in (self.path / "manifests").glob("*.json"))
-        unnamed = [f"sha256:{stem}" for stem in stems if f"sha256:{stem}" not in by_digest]
-        asked = sorted((name, digest) for digest, held in by_digest.items() for name in held)
-        return [
-            self._image_or_note(digest, name, by_digest)
-            for name, digest in [*asked, *(("", digest) for digest in unnamed)]
-        ]
+        with self.disk.locked(shared=True):
+            by_digest = self.records.names()
+            asked = sorted((name, digest) for digest, held in by_digest.items() for name in held)
+            unnamed = [("", digest) for digest in self.records.digests(by_digest) if digest not in by_digest]
+            return [self._image_or_note(digest, name, by_digest) for name, digest in [*asked, *unnamed]]
+
+    def sharing(self) -> dict[str, int]:
+        """Digest of a layer → how many images have it."""
+        with self.disk.locked(shared=True):
+            counted: Counter[str] = Counter()
+            for digest in self.records.digests(self.records.names()):
+                with contextlib.suppress(AgentosError):
+                    counted.update({layer.digest for layer in self.records.read(digest).layers})
+            return dict(counted)
 
     def inspect(self, ref: str) -> dict[str, object]:
         """`get` as plain data for a program to print."""
@@ -106,74 +129,145 @@ class Catalog:
         }
         return described
 
-    # -- layers
+    # -- work under way
 
     @contextlib.contextmanager
-    def staging(self) -> Iterator[Staging]:
-        """An empty directory below tmp, gone at the end unless `add_layer` took it."""
-        staged = self._tmp / secrets.token_hex(8)
-        with self._locked():  # so that `recover` never sees it before it is locked
-            staged.mkdir(0o755)
-            tree = os.open(staged, _DIRECTORY)
-            fcntl.flock(tree, fcntl.LOCK_EX)
+    def lease(self) -> Iterator[Lease]:
+        """Hold what is looked up and added meanwhile (in this context, or where the lease is given) against removal.
+
+        Every import, pull and build works under one, from its first look to its last `commit`. Layers that were added
+        under it and that neither an image nor a step of the build cache names at its end are removed. Inside another
+        lease of this store it is that one.
+        """
+        outer = leases.current(self.disk)
+        if outer is not None:
+            yield outer
+            return
+        with self.disk.locked():
+            lease = Lease(self.disk)
+        token = leases.enter(lease)
         try:
-            os.fchmod(tree, 0o755)
-            yield Staging(staged, tree)
+            yield lease
         finally:
-            os.close(tree)
-            self._discard([staged.name])
+            leases.leave(token)
+            with self.disk.locked():
+                lease.end()
+                faults.point("store.lease-ended")
+                aside = gc.sweep(self._parts, lease.loose) if lease.loose else []
+            self.disk.discard(aside)
+
+    @contextlib.contextmanager
+    def staging(self, lease: Lease | None = None) -> Iterator[Staging]:
+        """An empty directory below tmp, gone at the end unless `add_layer` took it. Without a lease, neither given nor
+        of this context, it has its own, and ends with it what `add_layer` added and nobody committed."""
+        with contextlib.ExitStack() as opened:
+            holder = lease or leases.current(self.disk) or opened.enter_context(self.lease())
+            staged = self.disk.tmp / secrets.token_hex(8)
+            with self.disk.locked():  # so that `recover` never sees it before it is locked
+                staged.mkdir(0o755)
+                tree = os.open(staged, DIRECTORY)
+                fcntl.flock(tree, fcntl.LOCK_EX)
+            faults.point("store.staged")
+            try:
+                os.fchmod(tree, 0o755)
+                yield Staging(staged, tree, holder)
+            finally:
+                os.close(tree)
+                self.disk.discard([staged.name])
 
     def add_layer(self, staged: Staging, layer: Layer, keys: Collection[str] = ()) -> Layer:
-        """Keep a staged tree, which must be on disk already (syncfs), as `layer`; `keys` are what it is known by."""
-        with self._locked():
+        """Keep a staged tree, which must be on disk already (syncfs), as `layer`; `keys` are what it is known by.
+
+        Raises:
+            AgentosError: ``disk-full``.
+        """
+        with self.disk.locked():
+            staged.lease.hold("layer", [layer.digest])
+            staged.lease.loose.add(layer.digest)
             place = self.layer_path(layer.digest)
             if not place.exists():
                 os.rename(staged.path, place)
-                _sync_directory(place.parent)
+                faults.point("store.layer-added")
+                sync_directory(place.parent)
             for key in keys:
-                self._write(self._index_path(key), msgspec.json.encode(layer))
+                self.index.put(key, layer)
         return layer
 
-    def known(self, key: str) -> Layer | None:
-        """The layer that `key` stands for, when it is in the store.
+    def known(self, key: str, *, lease: Lease | None = None) -> Layer | None:
+        """The layer that `key` stands for, when it is in the store; the lease (given, or this context's) holds it.
 
         Keys: ``diff:sha256:…`` for a layer's uncompressed tar where the tree depends on nothing else,
         ``chain:sha256:…`` (OCI's chain id) where it depends on the layers below, ``step:sha256:…`` for a step of a
         build.
         """
-        try:
-            layer = msgspec.json.decode(self._index_path(key).read_bytes(), type=Layer)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-        return layer if self.layer_path(layer.digest).is_dir() else None
+        holder = lease or leases.current(self.disk)
+        with contextlib.nullcontext() if holder is None else self.disk.locked():
+            layer = self.index.look_up(key)
+            if layer is None or not self.layer_path(layer.digest).is_dir():
+                return None
+            if holder is not None:
+                holder.hold("layer", [layer.digest])
+            if key.startswith("step:"):
+                self.index.touch(key)
+            return layer
+
+    def put_key(self, key: str, layer: Layer) -> None:
+        """Let a further key stand for a layer that is in the store."""
+        with self.disk.locked():
+            self.index.put(key, layer)
 
     def layer_path(self, digest: str) -> Path:
         """Where the tree of a layer is."""
-        return self.path / "layers" / _hex(digest)
-
-    def _index_path(self, key: str) -> Path:
-        return self.path / "index" / hashlib.sha256(key.encode()).hexdigest()
+        return self.disk.layers / hex_of(digest)
 
     # -- images
 
-    def commit(self, name: str | None, manifest: Manifest) -> Image:
+    def commit(self, name: str | None, manifest: Manifest, *, lease: Lease | None = None) -> Image:
         """Make an image of layers that are in the store, and point `name` to it (None: it has none).
 
-        An earlier image of that name stays in the store, by digest, for those who use it.
+        An earlier image of that name stays in the store, by digest, for those who use it. The lease (given, or this
+        context's) holds the image.
+
+        Raises:
+            AgentosError: ``layer-missing``, ``disk-full``, ``invalid-image-name``.
         """
-        digest = manifest_digest(manifest.config, [layer.digest for layer in manifest.layers])
-        with self._locked():
-            path = self.path / "manifests" / f"{_hex(digest)}.json"
-            if not path.exists():
-                self._write(path, msgspec.json.encode(manifest))
-            if name is not None:
-                self._write(self.path / "refs" / names.to_file_name(name), digest.encode())
-            return self._image(digest, name or "", self._names())
+        checked = names.parse_name(name) if name is not None else None
+        holder = lease or leases.current(self.disk)
+        with self._changing():
+            for layer in manifest.layers:
+                if not self.layer_path(layer.digest).is_dir():
+                    raise AgentosError(
+                        "layer-missing",
+                        f"layer {layer.digest[:19]} of the new image is not in the store",
+                        hint="it was removed meanwhile, by `image rm` or `image gc`: try again",
+                    )
+            digest = manifest_digest(manifest.config, [layer.digest for layer in manifest.layers])
+            if holder is not None:
+                holder.hold("image", [digest])
+            self.records.add(manifest, checked)
+            return self._image(digest, checked or "", self.records.names())
+
+    def tag(self, ref: str, name: str) -> Image:
+        """Let `name` mean the image `ref`, too; what it meant before stays by digest.
+
+        Raises:
+            AgentosError: as `get`, ``disk-full``.
+        """
+        checked = names.parse_name(name)
+        with self._changing():
+            digest, _ = self.records.find(ref)
+            self.records.read(digest)
+            self.records.point(checked, digest)
+            return self._image(digest, checked, self.records.names())
 
     # -- removing
 
-    def remove(self, ref: str, in_use: Collection[str] = ()) -> builtins.list[str]:
-        """Remove a name, and with its last name the image; with a digest, the image and all its names.
+    def remove(self, ref: str, in_use: InUse = ()) -> builtins.list[str]:
+        """Remove a name, and with its last name the image; with a digest, the image and all its names. One whose
+        record is damaged goes, too.
+
+        Layers stay that another image, a step of the build cache or work under way needs. What is removed under a
+        lease may be held by that lease.
 
         Args:
             in_use: digests of images that agents have; they are refused unless another name keeps the image.
@@ -184,117 +278,70 @@ class Catalog:
         Raises:
             AgentosError: ``image-not-found``, ``image-in-use``.
         """
-        with self._locked():
-            by_digest = self._names()
-            digest, name = self._find(ref, by_digest)
+        with self._changing():
+            by_digest = self.records.names()
+            digest, name = self.records.find(ref)
             held = by_digest.get(digest, [])
             going = [name] if name else [*held]
-            last = len(going) == len(held)
-            if last and digest in in_use:
-                raise AgentosError(
-                    "image-in-use",
-                    f"image {ref!r} is used by agents",
-                    hint="remove those agents first: `agentos-native ps -a` names them",
-                )
-            for gone in going:
-                (self.path / "refs" / names.to_file_name(gone)).unlink(missing_ok=True)
-            if not last:
+            if len(going) < len(held):
+                self.records.unpoint(name)
                 return going
-            (self.path / "manifests" / f"{_hex(digest)}.json").unlink(missing_ok=True)
-            doomed = self._unreferenced_layers()
-        self._discard(doomed)
+            try:
+                layers = {layer.digest for layer in self.records.read(digest).layers}
+            except AgentosError:
+                layers = None
+            elsewhere = leases.live(self.disk, but=leases.current(self.disk)).images
+            with gc.used(in_use) as busy:
+                if digest in busy or digest in elsewhere:
+                    raise _used(ref, digest in busy)
+                self.records.retire(digest)
+            self.records.settle()
+            aside = gc.sweep(self._parts, layers)
+        self.disk.discard(aside)
         return [*going, digest]
 
     def recover(self) -> builtins.list[str]:
-        """Remove what killed imports and removals left; imports under way, in whatever process, are left alone."""
-        with self._locked():
-            self._unreferenced_layers()
-            stale = []
-            for name in sorted(os.listdir(self._tmp)):
-                if self._is_abandoned(name):
-                    stale.append(name)
-        self._discard(stale)
-        return stale
+        """Remove what killed imports and removals left; imports under way, in whatever process, are left alone.
+
+        Returns:
+            What was removed, as entries of tmp.
+        """
+        with self._changing():
+            self.records.modernize()
+            aside = gc.sweep(self._parts)
+        self.disk.discard(aside)
+        return aside
+
+    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = None) -> Freed:
+        """Remove images without a name that nobody uses, layers that nothing reaches, steps of the build cache, and
+        what killed processes left, partial downloads too. What runs or is under way stays.
+
+        Args:
+            in_use: digests of images that agents have.
+            dry_run: only say what would go.
+            older_than: seconds since a step of the build cache was last used; None takes all of the cache.
+        """
+        with self._changing():
+            freed, aside = gc.collect(self._parts, in_use, dry_run, older_than)
+        self.disk.discard(aside)
+        return freed
 
     # -- inside
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    def _changing(self) -> Iterator[None]:
+        with self.disk.locked():
+            self.records.settle()
             yield
-        finally:
-            os.close(descriptor)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        beside = self._tmp / secrets.token_hex(8)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(descriptor, content)
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(beside, path)
-        _sync_directory(path.parent)
-
-    def _names(self) -> dict[str, builtins.list[str]]:
-        """Digest → names, of all refs."""
-        found: dict[str, builtins.list[str]] = {}
-        for path in sorted((self.path / "refs").iterdir()):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                found.setdefault(path.read_text(encoding="ascii"), []).append(names.from_file_name(path.name))
-        return found
-
-    def _manifest(self, digest: str) -> Manifest:
-        path = self.path / "manifests" / f"{_hex(digest)}.json"
-        try:
-            if path.stat().st_size > _MANIFEST_MAX:
-                raise msgspec.ValidationError("too long")
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-        except (FileNotFoundError, msgspec.MsgspecError, UnicodeError) as error:
-            raise AgentosError(
-                "image-damaged",
-                f"the record of image {digest[:19]} cannot be read: {error}",
-                str(path),
-                "remove the image and import it again",
-            ) from None
-        if manifest_digest(manifest.config, [layer.digest for layer in manifest.layers]) != digest:
-            raise AgentosError(
-                "image-damaged",
-                f"the record of image {digest[:19]} was changed",
-                str(path),
-                "remove the image and import it again",
-            )
-        return manifest
-
-    def _find(self, ref: str, by_digest: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-        """The digest that `ref` means, and the name that it is ("" for a digest)."""
-        digits = names.parse_digest(ref)
-        if digits is None:
-            name = names.parse_name(ref)
-            for digest, held in by_digest.items():
-                if name in held:
-                    return digest, name
-            raise self._not_found(ref, by_digest)
-        found = [path.stem for path in (self.path / "manifests").glob(f"{digits}*.json")]
-        if not found:
-            raise self._not_found(ref, by_digest)
-        if len(found) > 1:
-            raise AgentosError(
-                "ambiguous-digest", f"{ref!r} is the beginning of {len(found)} images", hint="give more digits"
-            )
-        return f"sha256:{found[0]}", ""
 
     def _image_or_note(self, digest: str, name: str, by_digest: Mapping[str, Sequence[str]]) -> Image:
         try:
             return self._image(digest, name, by_digest)
         except AgentosError as error:
-            held = tuple(by_digest.get(digest, ()))
             return Image(
                 digest=digest,
                 name=name,
-                names=held,
+                names=tuple(by_digest.get(digest, ())),
                 created=0,
                 size=0,
                 entries=0,
@@ -304,11 +351,11 @@ class Catalog:
             )
 
     def _image(self, digest: str, name: str, by_digest: Mapping[str, Sequence[str]]) -> Image:
-        manifest = self._manifest(digest)
+        manifest = self.records.read(digest)
         return Image(
             digest=digest,
             name=name,
-            names=tuple(sorted(by_digest.get(digest, ()))),
+            names=tuple(by_digest.get(digest, ())),
             created=manifest.created,
             size=sum(layer.size for layer in manifest.layers),
             entries=sum(layer.entries for layer in manifest.layers),
@@ -321,57 +368,9 @@ class Catalog:
             notes=manifest.notes,
         )
 
-    def _not_found(self, ref: str, by_digest: Mapping[str, Sequence[str]]) -> AgentosError:
-        known = sorted(name for held in by_digest.values() for name in held)
-        some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
-        hint = (
-            f"there are: {some}"
-            if known
-            else "there is none yet: `agentos-native image import NAME PATH` makes one from a directory or a tar"
-        )
-        return AgentosError("image-not-found", f"no image {ref!r}", hint=hint)
 
-    def _unreferenced_layers(self) -> builtins.list[str]:
-        """Move the layers that no manifest names to tmp, and say under which names. The caller holds the lock."""
-        used = set()
-        for path in (self.path / "manifests").glob("*.json"):
-            try:
-                used |= {_hex(layer.digest) for layer in msgspec.json.decode(path.read_bytes(), type=Manifest).layers}
-            except msgspec.MsgspecError:
-                return []  # a damaged record may name any of them
-        moved = []
-        for layer in (self.path / "layers").iterdir():
-            if layer.name not in used:
-                moved.append(secrets.token_hex(8))
-                os.rename(layer, self._tmp / moved[-1])
-        return moved
-
-    def _is_abandoned(self, name: str) -> bool:
-        """Whether nobody holds the lock of the entry `name` of tmp."""
-        try:
-            descriptor = os.open(self._tmp / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(descriptor)
-        return True
-
-    def _discard(self, entries_of_tmp: Sequence[str]) -> None:
-        tmp = os.open(self._tmp, _DIRECTORY)
-        try:
-            for name in entries_of_tmp:
-                remove_tree(tmp, name)
-        finally:
-            os.close(tmp)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, _DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _used(ref: str, by_agents: bool) -> AgentosError:
+    if by_agents:
+        hint = "remove those agents first: `agentos-native ps -a` names them"
+        return AgentosError("image-in-use", f"image {ref!r} is used by agents", hint=hint)
+    return AgentosError("image-in-use", f"image {ref!r} is used by a build or an export", hint="wait for its end")

@@ -21,11 +21,12 @@ _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 _NODE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,13}[a-z0-9])?\Z")
 _ENV: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}\Z")
 _USER: Final = re.compile(r"(?:[a-z_][a-z0-9_.-]{0,31}|[0-9]{1,5})(?::(?:[a-z_][a-z0-9_.-]{0,31}|[0-9]{1,5}))?\Z")
-_PART: Final = r"[a-z0-9]+(?:(?:\.|_{1,2}|-{1,3})[a-z0-9]+)*"
+_PART: Final = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
 _IMAGE: Final = re.compile(
-    rf"(?:sha256:[0-9a-f]{{6,64}}"
-    rf"|(?:{_PART}(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?)\Z"
+    rf"(?:{_PART}(?::[0-9]{{1,5}})?/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?\Z"
 )
+IMAGE_NAME_MAX: Final = 255
+_IMAGE_DIGEST: Final = re.compile(r"sha256:[0-9a-f]{6,64}\Z")
 _LABEL_KEY: Final = re.compile(
     r"(?:[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?\Z"
 )
@@ -137,9 +138,15 @@ def check_user(user: str) -> str:
     return user
 
 
+def is_image_name(name: str) -> bool:
+    """``[host[:port]/]path[:tag][@sha256:…]``: a reference as OCI's distribution specification has it, in lower case;
+    not a digest alone."""
+    return len(name) <= IMAGE_NAME_MAX and not name.startswith("sha256:") and _IMAGE.match(name) is not None
+
+
 def check_image(name: str) -> str:
-    """An image's name, ``name:tag`` or digest. Raises ``invalid-name``."""
-    if len(name) > 255 or not _IMAGE.match(name):
+    """An image's name (`is_image_name`), or ``sha256:`` and 6 to 64 digits. Raises ``invalid-name``."""
+    if not (is_image_name(name) or _IMAGE_DIGEST.match(name)):
         hint = "use lower-case letters, digits and . _ - / between them, perhaps with :tag, or sha256:…"
         raise _refuse("invalid-name", f"image {clip(name)} is not allowed" if name else "image is empty", hint)
     return name

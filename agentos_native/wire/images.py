@@ -66,12 +66,14 @@ class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GcResult(msgspec.Struct, kw_only=True):
-    """What is gone, or would be: images without a name, layers, steps of the build cache; `bytes` in files."""
+    """What is gone, or would be: images without a name, layers, steps of the build cache; `bytes` in files; `notes`
+    say why something stayed."""
 
     images: list[str]
     layers: list[str]
     steps: int
     bytes: int
+    notes: list[str] = msgspec.field(default_factory=list)
 
 
 class Finding(msgspec.Struct, kw_only=True):
