@@ -19,6 +19,7 @@ the export is in them.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import queue
@@ -247,6 +248,12 @@ def _pack_layer(job: PackJob, name: str, media_type: str) -> describing.Packed:
 def _failure(error: Exception) -> AgentosError:
     if isinstance(error, AgentosError):
         return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return AgentosError(
+            "disk-full",
+            "no space left for a packed layer",
+            hint="free some space under the state directory, or where the archive goes, and export again",
+        )
     if isinstance(error, SyscallError):
         return AgentosError("export-failed", str(error))
     return AgentosError("export-failed", f"{type(error).__name__}: {error}")

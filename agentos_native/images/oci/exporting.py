@@ -1,0 +1,140 @@
+"""From an image of the store to an archive: the store's side of the process that packs it (`packing`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from agentos_native.errors import AgentosError
+from agentos_native.images.catalog import Catalog
+from agentos_native.images.model import Image
+from agentos_native.images.oci.importing import this_platform
+from agentos_native.images.oci.packing import Compression, Format, PackJob
+from agentos_native.images.session import printable
+
+_PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[3])
+_ERROR_MAX: Final = 1 << 16
+DEFAULT_REF: Final = "latest"
+
+
+class ExportOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How an image is packed.
+
+    Args:
+        format: ``oci``, an OCI layout, or ``docker``, what ``docker load`` reads (its layers are never compressed).
+        compression: of the layers of a layout.
+        ref: what it is called there, a tag in a layout and a whole name for Docker; None: as it is called here.
+    """
+
+    format: Format = "oci"
+    compression: Compression = "gzip"
+    ref: str | None = None
+
+
+def export_image(
+    catalog: Catalog,
+    ref: str,
+    out: int,
+    options: ExportOptions = ExportOptions(),  # noqa: B008 - immutable
+) -> None:
+    """Write the image `ref` to the fd `out`, as a tar. Blocks; the same image and options give the same bytes.
+
+    Memory does not grow with the image, and nothing is left behind but what went to `out`.
+
+    Raises:
+        AgentosError: ``image-not-found``, ``image-damaged``, ``image-not-exportable``, ``disk-full``,
+        ``export-failed``; `out` then has a part of the archive, without its end.
+    """
+    with catalog.lease(), contextlib.ExitStack() as opened:
+        image = catalog.get(ref)
+        if not image.stack:
+            raise AgentosError("image-damaged", f"image {ref!r} has no layers", hint="remove it and import it again")
+        home = os.open(image.layers[0].parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, home)
+        scratch = os.open(catalog.disk.tmp, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        opened.callback(os.close, scratch)
+        docker = options.format == "docker"
+        job = PackJob(
+            layers=tuple(layer.name for layer in image.layers),
+            home=home,
+            scratch=scratch,
+            out=out,
+            status=-1,
+            parent=os.getpid(),
+            format=options.format,
+            compression="none" if docker else options.compression,
+            ref=_called(image, docker) if options.ref is None else options.ref,
+            config=image.config,
+            history=image.history,
+            architecture=image.architecture or this_platform().split("/")[1],
+            author=image.author,
+        )
+        _run(job)
+
+
+def _called(image: Image, docker: bool) -> str:
+    """The image's name here, as the archive wants it."""
+    name = image.name or (image.names[0] if image.names else "")
+    path, colon, tag = name.rpartition(":")
+    if not colon or "/" in tag:  # the colon of a registry's port
+        path, tag = name, DEFAULT_REF
+    return (f"{path}:{tag}" if name else "") if docker else tag
+
+
+def _run(job: PackJob) -> None:
+    errors = os.memfd_create("packer-stderr", os.MFD_CLOEXEC)
+    given = os.memfd_create("packer-job", os.MFD_CLOEXEC)
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    process: subprocess.Popen[bytes] | None = None
+    try:
+        os.write(given, msgspec.json.encode(msgspec.structs.replace(job, status=writing)))
+        os.lseek(given, 0, os.SEEK_SET)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "agentos_native.images.oci.packing"],
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=(job.home, job.scratch, job.out, writing),
+            cwd="/",
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": _PACKAGE_ROOT, "PYTHONNOUSERSITE": "1"},
+        )
+        os.close(writing)
+        writing = -1
+        said = _read_all(reading)
+        if process.wait() != 0:
+            raise _error(said, os.pread(errors, _ERROR_MAX, 0))
+    finally:
+        if process is not None and process.poll() is None:
+            process.kill()
+            process.wait()
+        for descriptor in (errors, given, reading, writing):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _read_all(descriptor: int) -> bytes:
+    """Until the packer has closed its end, which it does by ending."""
+    said = b""
+    while piece := os.read(descriptor, _ERROR_MAX):
+        said += piece
+    return said
+
+
+def _error(said: bytes, complaints: bytes) -> AgentosError:
+    try:
+        error = AgentosError.from_dict(msgspec.json.decode(said, type=dict[str, object]))
+    except msgspec.MsgspecError:
+        last = complaints.decode("utf-8", "replace").strip()
+        return AgentosError(
+            "export-failed",
+            "the packing process ended without a result",
+            printable(last[-300:]),
+            "was it killed, or out of memory? see the kernel's log",
+        )
+    return AgentosError(printable(error.code), printable(error.what), printable(error.where), printable(error.hint))
