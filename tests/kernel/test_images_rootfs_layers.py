@@ -16,56 +16,18 @@ import pytest
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import overlay, rootfs
-from agentos_native.images.model import Image, ImageConfig
+from agentos_native.images.model import Image
 from agentos_native.images.overlay import Style
 from agentos_native.images.rootfs import Workdir
 from agentos_native.images.users import resolve_user
 from agentos_native.kernel import mount as kernel_mount
 from tests.images import ID_BASE, needs_root, userns
 from tests.kernel.test_images_rootfs import inside, mounts, open_fds, refusal
+from tests.layers import WHITEOUT, Stack, file, opaque, whiteout
 
 pytestmark = needs_root
 
 FILES = {"/etc/hostname": b"agent\n"}
-WHITEOUT = os.makedev(0, 0)
-
-
-def file(path: Path, content: str = "", mode: int = 0o644, owner: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content)
-    path.chmod(mode)
-    os.chown(path, owner, owner)
-
-
-def whiteout(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.mknod(path, 0o600 | 0o020000, WHITEOUT)
-
-
-def opaque(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    os.setxattr(path, "user.overlay.opaque", b"y")
-
-
-class Stack:
-    """Layers in a directory of their own, lowest first."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.paths: list[Path] = []
-        home.mkdir()
-
-    def layer(self) -> Path:
-        path = self.home / f"{len(self.paths):064x}"
-        path.mkdir(mode=0o755)
-        self.paths.append(path)
-        return path
-
-    def image(self, **config: object) -> Image:
-        return Image(
-            digest=f"sha256:{len(self.paths):064x}", name="stack", names=("stack",), created=0.0, size=0, entries=0,
-            config=ImageConfig(**config), layers=tuple(self.paths),  # type: ignore[arg-type]
-        )  # fmt: skip
 
 
 @pytest.fixture
