@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from agentos_native.errors import AgentosError
+from agentos_native.images import names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import Image
 from agentos_native.images.oci.importing import this_platform
@@ -81,10 +82,11 @@ def export_image(
 def _called(image: Image, docker: bool) -> str:
     """The image's name here, as the archive wants it."""
     name = image.name or (image.names[0] if image.names else "")
-    path, colon, tag = name.rpartition(":")
-    if not colon or "/" in tag:  # the colon of a registry's port
-        path, tag = name, DEFAULT_REF
-    return (f"{path}:{tag}" if name else "") if docker else tag
+    parts = names.split(name)
+    tag = parts.tag or DEFAULT_REF
+    if not docker:
+        return tag
+    return "/".join(filter(None, (parts.host, parts.path))) + f":{tag}" if name else ""
 
 
 def _run(job: PackJob) -> None:
