@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -109,7 +108,6 @@ class Host:
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
-    _pinned: Counter[str] = field(default_factory=Counter)
     _by_digest: dict[str, Image] = field(default_factory=dict)
     _users: dict[tuple[str, str | None], User] = field(default_factory=dict)
 
@@ -121,18 +119,8 @@ class Host:
         return image
 
     def images_in_use(self) -> set[str]:
-        """Digests of the images that must not be taken from the store now."""
-        return {agent.record.image_digest for agent in self.agents} | set(self._pinned)
-
-    def pin(self, digest: str) -> None:
-        """A build works with this image: it begins with it, or its steps so far are in it. `unpin` as often."""
-        self._pinned[digest] += 1
-
-    def unpin(self, digest: str) -> None:
-        """See `pin`."""
-        self._pinned[digest] -= 1
-        if self._pinned[digest] <= 0:
-            del self._pinned[digest]
+        """Digests of the images that agents have."""
+        return {agent.record.image_digest for agent in self.agents}
 
     def user(self, image: Image, user: str | None) -> User:
         """A user's ids and home inside; kept, since images do not change."""

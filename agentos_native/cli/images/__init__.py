@@ -8,6 +8,7 @@ from typing import Final
 import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "build": ("build:build", "Make an image as a Dockerfile says."),
     "import": ("importing:import_", "Unpack a directory or a tar as an image."),
     "ls": ("listing:ls", "List images."),
     "inspect": ("listing:inspect", "Everything about one image."),

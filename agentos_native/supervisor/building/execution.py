@@ -25,7 +25,7 @@ from agentos_native.spec.model import NetworkMode
 from agentos_native.supervisor import admission
 from agentos_native.supervisor.building import failing, keys, sandbox
 from agentos_native.supervisor.building.feed import Feed, Output
-from agentos_native.supervisor.building.pins import Pins
+from agentos_native.supervisor.building.pins import Pins, leased
 from agentos_native.supervisor.building.workshop import Hand, Workshop, open_context, read_dockerfile
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.wire.images import BuildRequest, ImageEvent
@@ -38,12 +38,11 @@ _REPORT_EVERY: Final = 0.2
 
 @dataclass
 class _Tree:
-    """A stage so far. `last`: its layers as the last step left them, by which it is pinned."""
+    """A stage so far."""
 
-    name: str
     layers: tuple[Layer, ...] = ()
     history: list[History] = field(default_factory=list)
-    config: ImageConfig = ImageConfig()
+    config: ImageConfig = field(default_factory=ImageConfig)
     author: str = ""
     architecture: str = ""
 
@@ -85,20 +84,22 @@ class Build:
         request = self._request
         wanted = [names.parse_name(name) for name in request.names]
         sandbox.limits_of(request)
-        try:
-            with contextlib.ExitStack() as stack:
-                directory = await asyncio.to_thread(open_context, request)
-                stack.callback(os.close, directory)
-                plan = await self._plan(directory)
-                for note in plan.notes:
-                    self._feed.put(ImageEvent(kind="note", text=note))
-                steps = sum(1 + len(stage.steps) for stage in plan.stages)
-                for stage in plan.stages:
-                    self._trees[stage.index] = await self._stage(stage, steps)
-                return await self._commit(self._trees[plan.stages[-1].index], plan, wanted)
-        finally:
-            self._hand.drop()
-            await self._lifecycle.tasks.unbroken(self._pins.drop())
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(leased(self._workshop.catalog))
+            stack.push_async_callback(self._end)
+            directory = await asyncio.to_thread(open_context, request)
+            stack.callback(os.close, directory)
+            plan = await self._plan(directory)
+            for note in plan.notes:
+                self._feed.put(ImageEvent(kind="note", text=note))
+            steps = sum(1 + len(stage.steps) for stage in plan.stages)
+            for stage in plan.stages:
+                self._trees[stage.index] = await self._stage(stage, steps)
+            return await self._commit(self._trees[plan.stages[-1].index], plan, wanted)
+
+    async def _end(self) -> None:
+        await asyncio.to_thread(self._hand.drop)
+        await self._pins.drop()
 
     # -- what is to be done
 
@@ -119,9 +120,9 @@ class Build:
         )
 
     def _base(self, name: str) -> Image:
-        """The image of a FROM or of a --from, which stays while the build lasts."""
+        """The image of a FROM or of a --from, which the lease holds from now on."""
         if name not in self._bases:
-            self._bases[name] = self._pins.keep(_find(self._workshop, name))
+            self._bases[name] = _find(self._workshop, name)
         return self._bases[name]
 
     # -- stages and steps
@@ -143,35 +144,34 @@ class Build:
         return tree
 
     def _begun(self, stage: Stage) -> _Tree:
-        name = str(stage.index)
         if stage.base_stage >= 0:
             earlier = self._trees[stage.base_stage]
             kept = (earlier.layers, [*earlier.history], stage.config, earlier.author, earlier.architecture)
-            return _Tree(name, *kept)
+            return _Tree(*kept)
         if not stage.base:
-            return _Tree(name, config=stage.config, architecture=_architecture())
+            return _Tree(config=stage.config, architecture=_architecture())
         image = self._base(stage.base)
-        return _Tree(name, image.stack, [*image.history], stage.config, image.author, image.architecture)
+        return _Tree(image.stack, [*image.history], stage.config, image.author, image.architecture)
 
     async def _step(self, tree: _Tree, step: Step, place: _Place) -> Layer | None:
         """The layer that the step makes, or None."""
         if step.run is not None:
             network = self._network(step.run, place)
             key = keys.run_key(tree.layers, step.run, network)
-            return self._known(key, place) or await self._run(tree, step, step.run, network, key, place)
+            return await self._known(key, place) or await self._run(tree, step, step.run, network, key, place)
         if step.copy is not None:
             return await self._copy(tree, step.copy, place)
         if step.make_workdir:
             key = keys.directory_key(tree.layers, step.make_workdir)
-            known = self._known(key, place)
+            known = await self._known(key, place)
             work = self._workshop.directory
             return known or await self._thread(work, self._hand, step.make_workdir, tree.layers, key)
         return None
 
-    def _known(self, key: str, place: _Place) -> Layer | None:
+    async def _known(self, key: str, place: _Place) -> Layer | None:
         if self._request.no_cache:
             return None
-        layer = self._workshop.catalog.known(key)
+        layer = await asyncio.to_thread(self._workshop.catalog.known, key)
         if layer is not None:
             self._feed.put(ImageEvent(kind="cached", step=place.step, steps=place.steps))
         return layer
@@ -188,10 +188,9 @@ class Build:
             else:
                 content = context.origin_key(copy, [layer.digest for layer in source])
             key = keys.copy_key(tree.layers, content)
-            known = self._known(key, place)
+            known = await self._known(key, place)
             if known is not None:
                 return known
-            await self._pins.pin(tree.name, tree.layers)
             report = self._reporter(place)
             made, notes = await self._thread(self._workshop.copy, self._hand, copy, source, tree.layers, key, report)
             self._note(place, notes)
@@ -201,9 +200,12 @@ class Build:
 
     def _network(self, run: Run, place: _Place) -> NetworkMode:
         """The build's network, or less."""
-        wanted = run.network if run.network not in {"", "default"} else self._request.network
-        if wanted == "none" or wanted == self._request.network:
-            return self._request.network if wanted != "none" else "none"
+        given = self._request.network
+        wanted = run.network if run.network not in {"", "default"} else given
+        if wanted == given:
+            return given
+        if wanted == "none":
+            return "none"
         raise AgentosError(
             "build-network",
             f"RUN asks for --network={wanted}, which this build does not give",
@@ -214,7 +216,7 @@ class Build:
     async def _run(self, tree: _Tree, step: Step, run: Run, network: NetworkMode, key: str, place: _Place) -> Layer:
         if not tree.layers:
             raise failing.error(self._describe(place), "there is no program in an empty stage", run, network, ())
-        image = await self._pins.pin(tree.name, tree.layers)
+        image = await self._pins.pin(tree.layers)
         spec = sandbox.spec_of(run, self._request, network, self._id, place.step, image.digest)
         output = Output(self._feed, place.step)
         async with contextlib.AsyncExitStack() as stack:
@@ -262,8 +264,6 @@ class Build:
             author=plan.author or tree.author,
         )
         catalog = self._workshop.catalog
-        if any(not catalog.layer_path(layer.digest).is_dir() for layer in tree.layers):
-            raise AgentosError("layer-gone", "a layer was removed while it was built upon", "", "build it again")
         image = None
         for name in wanted or (None,):
             image = await asyncio.to_thread(catalog.commit, name, manifest)
@@ -301,7 +301,7 @@ class Build:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._hand.drop()
+            await asyncio.to_thread(self._hand.drop)
             await asyncio.wait([task])
             if not task.cancelled():
                 task.exception()  # it has failed because its worker is gone

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import msgspec
 
-from agentos_native.images.build.evaluate import PROXY_ARGS
 from agentos_native.images.build.model import Run
+from agentos_native.images.build.scope import PROXY_ARGS
 from agentos_native.images.model import Layer
 
 

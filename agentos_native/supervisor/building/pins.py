@@ -1,65 +1,79 @@
-"""What a build holds in the store: the images that it begins with, and the stages so far as images without a name."""
+"""What a build holds in the store: a lease on all that it looks up and makes, and its stages so far as images."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from agentos_native.errors import AgentosError
+from agentos_native.images import leases
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
 from agentos_native.supervisor.agents import BUILD_LABEL
 from agentos_native.supervisor.host import Host
 
 
+@contextlib.asynccontextmanager
+async def leased(catalog: Catalog) -> AsyncIterator[None]:
+    """This task, and the threads that it asks, work under a lease of the store.
+
+    The store's lock is waited for in threads: whoever has it may be writing to the disk.
+    """
+    manager = catalog.lease()
+    context = contextvars.copy_context()  # the lease is entered and left in one and the same
+    lease = await _whole(context.run, manager.__enter__)
+    token = leases.enter(lease)
+    try:
+        yield
+    finally:
+        leases.leave(token)
+        await _whole(context.run, manager.__exit__, None, None, None)
+
+
+async def _whole(call: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of `call` in a thread, to whose end it comes even when this task is cancelled meanwhile."""
+    loop = asyncio.get_running_loop()
+    future = loop.run_in_executor(None, call, *arguments)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise
+
+
 class Pins:
-    """Of one build. The label in a pin's configuration makes its digest this build's own."""
+    """The stages of one build as images without a name, which agents can run.
+
+    The label in a pin's configuration makes its digest this build's own, and says whose it was.
+    """
 
     def __init__(self, host: Host, catalog: Catalog, build: str) -> None:
         self._host = host
         self._catalog = catalog
         self._label = {BUILD_LABEL: build}
-        self._held: set[str] = set()
-        self._stages: dict[str, Image] = {}
+        self._stages: dict[tuple[Layer, ...], Image] = {}
 
-    def keep(self, image: Image) -> Image:
-        """Hold an image of the store until `drop`."""
-        self._held.add(image.digest)
-        self._host.pin(image.digest)
-        return image
+    async def pin(self, layers: tuple[Layer, ...]) -> Image:
+        """An image of these layers."""
+        if layers not in self._stages:
+            await _whole(contextvars.copy_context().run, self._commit, layers)
+        return self._stages[layers]
 
-    async def pin(self, stage: str, layers: tuple[Layer, ...]) -> Image:
-        """An image of these layers, which agents can run; it takes the place of the stage's pin before."""
-        before = self._stages.get(stage)
-        if before is not None and before.stack == layers:
-            return before
+    def _commit(self, layers: tuple[Layer, ...]) -> None:
         manifest = Manifest(config=ImageConfig(labels=self._label), layers=layers, created=time.time())
-        image = await asyncio.shield(asyncio.ensure_future(self._commit(stage, manifest)))
-        if before is not None and before.digest not in {held.digest for held in self._stages.values()}:
-            await self._remove(before)
-        return image
-
-    async def _commit(self, stage: str, manifest: Manifest) -> Image:
-        image = await asyncio.to_thread(self._catalog.commit, None, manifest)
-        self._stages[stage] = image
-        self._host.pin(image.digest)
-        return image
+        self._stages[layers] = self._catalog.commit(None, manifest)
 
     async def drop(self) -> None:
-        """Let go of everything."""
-        for digest in {image.digest: image for image in self._stages.values()}:
-            await self._remove(self._catalog.get(digest))
+        """Remove them all."""
+        for image in self._stages.values():
+            with contextlib.suppress(AgentosError):  # removed by hand
+                await asyncio.to_thread(self._catalog.remove, image.digest)
+            self._host.forget_image(image.digest)
         self._stages.clear()
-        for digest in self._held:
-            self._host.unpin(digest)
-        self._held.clear()
-
-    async def _remove(self, image: Image) -> None:
-        self._host.unpin(image.digest)
-        with contextlib.suppress(AgentosError):  # removed by hand
-            await asyncio.to_thread(self._catalog.remove, image.digest)
-        self._host.forget_image(image.digest)
 
 
 def recover(catalog: Catalog) -> list[str]:

@@ -1,4 +1,4 @@
-"""RUN: a program of the stage as an agent like any other, whose output is the build's and whose files become a layer."""
+"""RUN: a program of the stage as an agent like any other; its output is the build's, its files become a layer."""
 
 from __future__ import annotations
 
