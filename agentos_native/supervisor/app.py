@@ -213,6 +213,7 @@ class App:
         from agentos_native.supervisor.routes_agents import AgentRoutes
         from agentos_native.supervisor.routes_images import ImageRoutes
         from agentos_native.supervisor.routes_node import NodeRoutes
+        from agentos_native.supervisor.routes_pull import PullRoutes
         from agentos_native.supervisor.routes_streams import StreamRoutes
         from agentos_native.supervisor.server import Server, application, bind
 
@@ -220,7 +221,9 @@ class App:
         node = NodeRoutes(host, self._shares, self._node_extra)
         agents = AgentRoutes(lifecycle, Applier(lifecycle))
         images = ImageRoutes(host, self._store)
-        rows = [*node.table(), *agents.table(), *images.table()]
+        pulls = PullRoutes(host, self._store)
+        stack.push_async_callback(pulls.close)
+        rows = [*node.table(), *agents.table(), *images.table(), *pulls.table()]
         node.everything = rows
         self._server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
         await self._server.start()

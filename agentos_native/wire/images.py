@@ -31,7 +31,8 @@ class HistoryBody(msgspec.Struct, kw_only=True):
 
 
 class ImageBody(msgspec.Struct, kw_only=True):
-    """One image. `size` is the sum over its layers; `own_size` what would be freed if no other image were left out."""
+    """One image. `size` is the sum over its layers; `own_size` is of the layers that no other image has, which going
+    it would free, `shared_size` of the others."""
 
     digest: str
     name: str
@@ -42,6 +43,7 @@ class ImageBody(msgspec.Struct, kw_only=True):
     own_size: int = 0
     shared_size: int = 0
     architecture: str = ""
+    author: str = ""
     config: dict[str, Any] = msgspec.field(default_factory=dict)
     layers: list[LayerBody] = msgspec.field(default_factory=list)
     history: list[HistoryBody] = msgspec.field(default_factory=list)
@@ -84,8 +86,18 @@ class Finding(msgspec.Struct, kw_only=True):
     problem: str = ""
 
 
-class VerifyResult(msgspec.Struct, kw_only=True):
-    findings: list[Finding]
+class VerifyEvent(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One line of a verification: ``finding`` for each record and layer, then ``done`` or ``failed``.
+
+    Args:
+        done, total: bytes in the files of layers that have been read, and of all.
+    """
+
+    kind: Literal["finding", "done", "failed"]
+    finding: Finding | None = None
+    done: int = 0
+    total: int = 0
+    error: dict[str, Any] | None = None
 
 
 class ChangeBody(msgspec.Struct, kw_only=True):
@@ -96,7 +108,10 @@ class ChangeBody(msgspec.Struct, kw_only=True):
 
 
 class DiffResult(msgspec.Struct, kw_only=True):
+    """In the order of paths; `truncated` when there are more than an answer holds."""
+
     changes: list[ChangeBody]
+    truncated: bool = False
 
 
 class BuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -130,7 +145,9 @@ class PullRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     Args:
         plain_http: no TLS.
         verify_tls: false accepts any certificate.
-        ca_file: absolute path of further certificates to trust.
+        ca_file: absolute path of further certificates to trust, read by the supervisor.
+        platform: ``linux/architecture[/variant]``; "" for this machine's.
+        token_host: a further host that may be given the password, as the registry's token server.
     """
 
     reference: str
@@ -140,6 +157,32 @@ class PullRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     plain_http: bool = False
     verify_tls: bool = True
     ca_file: str = ""
+    platform: str = ""
+    token_host: str = ""
+
+    def __repr__(self) -> str:
+        """Without the password: what is printed may be kept."""
+        return f"PullRequest(reference={self.reference!r}, name={self.name!r}, username={self.username!r})"
+
+
+class ImportSettings(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What an import is told beside its source, as JSON in the query parameter ``options``.
+
+    Args:
+        ref: which image of a layout or archive; "" for the only one.
+        platform: ``os/architecture[/variant]``; "" for the supervisor's machine.
+        entrypoint, cmd, workdir, user: instead of what the image says; None leaves that.
+        env, labels: beside what the image says.
+    """
+
+    ref: str = ""
+    platform: str = ""
+    entrypoint: list[str] | None = None
+    cmd: list[str] | None = None
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    workdir: str | None = None
+    user: str | None = None
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
 class ImageEvent(msgspec.Struct, kw_only=True, omit_defaults=True):

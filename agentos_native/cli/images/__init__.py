@@ -9,6 +9,7 @@ import click
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "build": ("build:build", "Make an image as a Dockerfile says."),
+    "pull": ("pull:pull", "Fetch an image from a registry."),
     "import": ("importing:import_", "Unpack a directory or a tar as an image."),
     "ls": ("listing:ls", "List images."),
     "inspect": ("listing:inspect", "Everything about one image."),

@@ -244,9 +244,9 @@ def main() -> None:
     confine.die_with_parent()
     if os.getppid() != errand.parent:
         os._exit(1)  # the store died before the line above
-    os.umask(0o077)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     link = Link(link_fd)
+    os.umask(0o022)  # what the root gets must be readable without power
     try:
         tls = tls_context(errand.access.ca, errand.access.verify_tls)
         with contextlib.suppress(OSError):  # loads what resolving takes

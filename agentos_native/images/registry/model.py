@@ -81,7 +81,7 @@ class Errand(msgspec.Struct, frozen=True, kw_only=True):
     access: Access
     limits: PullLimits
     platform: str
-    parent: int
+    parent: int = 0
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,12 +5,11 @@ There is no default registry: a name that says nothing about where it is from me
 
 from __future__ import annotations
 
-import platform
 from typing import Final
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import names
-from agentos_native.images.oci.model import Platform
+from agentos_native.images.oci.importing import this_platform
 from agentos_native.images.oci.survey import parse_platform
 from agentos_native.images.registry.model import Place
 
@@ -18,9 +17,6 @@ _NO_HOST: Final = (
     "there is no default registry: write the host too, HOST[:PORT]/PATH[:TAG][@sha256:…]\n"
     "(a host has a dot or a port, or is localhost)"
 )
-_ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "armv6l": "arm", "i686": "386"}
-"""The kernel's names of machines (uname -m) in OCI's words, which are Go's; others are the same."""
-_VARIANTS: Final = {"armv7l": "v7", "armv6l": "v6"}
 
 
 def parse_reference(text: str) -> Place:
@@ -39,14 +35,6 @@ def parse_reference(text: str) -> Place:
     if port is not None and not 0 < port < 65536:
         raise AgentosError("invalid-reference", f"{shown} has an impossible port", hint="1 to 65535")
     return Place(name=name, host=host, port=port, path=parts.path, target=parts.digest or parts.tag or "latest")
-
-
-def this_platform() -> str:
-    """What this machine runs, as ``linux/architecture[/variant]``."""
-    machine = platform.machine()
-    return str(
-        Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine), variant=_VARIANTS.get(machine, ""))
-    )
 
 
 def check_platform(text: str) -> str:

@@ -327,7 +327,7 @@ def _of_network(cause: BaseException, target: Target) -> AgentosError | None:
         what, hint = f"the name is not known: {cause.strerror}", "is it right, and does this machine have a network?"
     elif isinstance(cause, ConnectionRefusedError):
         what, hint = "the connection was refused", "is the registry running, and is the port right?"
-    elif isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
+    elif isinstance(cause, TimeoutError):
         what, hint = "there is no answer", "is there a way to it from here?"
     else:
         return None
