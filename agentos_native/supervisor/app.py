@@ -215,6 +215,7 @@ class App:
         from agentos_native.supervisor.routes_node import NodeRoutes
         from agentos_native.supervisor.routes_pull import PullRoutes
         from agentos_native.supervisor.routes_streams import StreamRoutes
+        from agentos_native.supervisor.routes_transfer import TransferRoutes
         from agentos_native.supervisor.server import Server, application, bind
 
         host = lifecycle.host
@@ -223,7 +224,8 @@ class App:
         images = ImageRoutes(host, self._store)
         pulls = PullRoutes(host, self._store)
         stack.push_async_callback(pulls.close)
-        rows = [*node.table(), *agents.table(), *images.table(), *pulls.table()]
+        transfers = TransferRoutes(host, self._store)
+        rows = [*node.table(), *agents.table(), *transfers.table(), *images.table(), *pulls.table()]
         node.everything = rows
         self._server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
         await self._server.start()

@@ -10,7 +10,8 @@ import click
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "build": ("build:build", "Make an image as a Dockerfile says."),
     "pull": ("pull:pull", "Fetch an image from a registry."),
-    "import": ("importing:import_", "Unpack a directory or a tar as an image."),
+    "import": ("importing:import_", "Make an image of a tree, a tar, an OCI layout or a docker save archive."),
+    "export": ("exporting:export", "Write an image as an OCI layout or a docker load archive."),
     "ls": ("listing:ls", "List images."),
     "inspect": ("listing:inspect", "Everything about one image."),
     "rm": ("listing:rm", "Remove images that no agent uses."),

@@ -176,13 +176,15 @@ class Importer:
         for number, (blob, diff_id) in enumerate(zip(contents.layers, described.diff_ids, strict=True), 1):
             chain = f"sha256:{_sha256(f'{chain} {diff_id}')}" if chain else diff_id
             known = self._catalog.known(f"chain:{chain}") or self._catalog.known(f"diff:{diff_id}")
-            event = ImageEvent(
-                kind="cached" if known else "step", step=number, steps=len(contents.layers), text=blob.digest or diff_id
+            step = ImageEvent(
+                kind="step", step=number, steps=len(contents.layers), text=f"layer {blob.digest or diff_id}"
             )
-            self._watch(event)
+            self._watch(step)
             if known is None:
                 known, said = self._layer(blobs, blob, f"layer {number}", stack, diff_id, chain)
                 notes += [f"layer {number}: {note}" for note in said]
+            else:
+                self._watch(msgspec.structs.replace(step, kind="cached"))
             stack.append(known)
         manifest = Manifest(
             config=self._options.applied(described.config),

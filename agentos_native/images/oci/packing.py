@@ -12,9 +12,9 @@ the archive goes to, and a pipe for how it ended. Files and names in a layer are
 are opened beneath the layer, without links, and copied. Everything that a control loop would feel is done here, outside
 the supervisor's process: reading, hashing and compressing, the last in a thread of its own.
 
-A layer's size is in its header, before it, so that each is packed into the nameless file first and copied from there.
-Memory does not grow with the image. What is the same image gives the same bytes: nothing of the time or the machine of
-the export is in them.
+A layer's size is in its header, before it, so that all are packed into the nameless file first and copied from there:
+what goes wrong shows before the first byte has gone out. Memory does not grow with the image. What is the same image
+gives the same bytes: nothing of the time or the machine of the export is in them.
 """
 
 from __future__ import annotations
@@ -176,10 +176,10 @@ class Archive:
         """A directory, with a slash at its end."""
         self._put(tarball.header(Member(path=path.encode(), kind=b"5", mode=0o755)))
 
-    def add_from(self, path: str, descriptor: int, size: int) -> None:
-        """A file with the first `size` bytes of another."""
+    def add_from(self, path: str, descriptor: int, start: int, size: int) -> None:
+        """A file with `size` bytes of another."""
         self._header(path, size)
-        for piece in _pieces(descriptor, size):
+        for piece in _pieces(descriptor, start, start + size):
             self._put(piece)
         self._put(tarball.padding(size))
 
@@ -195,11 +195,11 @@ class Archive:
         _write_all(self._out, data)
 
 
-def _pieces(descriptor: int, size: int) -> Iterator[memoryview]:
+def _pieces(descriptor: int, start: int, end: int) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(_CHUNK))
-    position = 0
-    while position < size:
-        got = os.preadv(descriptor, [buffer[: min(_CHUNK, size - position)]], position)
+    position = start
+    while position < end:
+        got = os.preadv(descriptor, [buffer[: min(_CHUNK, end - position)]], position)
         if not got:
             raise AgentosError("disk-failed", "a packed layer became shorter")
         yield buffer[:got]
@@ -207,23 +207,24 @@ def _pieces(descriptor: int, size: int) -> Iterator[memoryview]:
 
 
 def pack(job: PackJob) -> None:
-    """Write the whole archive."""
-    archive = Archive(job.out)
+    """Write the whole archive, its first byte after every layer is packed."""
     packed: list[describing.Packed] = []
+    starts: dict[str, int] = {}
+    for name in job.layers:
+        start = os.lseek(job.scratch, 0, os.SEEK_CUR)
+        layer = _pack_layer(job, name)
+        packed.append(layer)
+        if starts.setdefault(layer.path(job.format), start) != start:  # two layers may be the same
+            os.lseek(job.scratch, start, os.SEEK_SET)
+    archive = Archive(job.out)
     oci = job.format == "oci"
     if oci:
         archive.add("oci-layout", describing.LAYOUT)
         archive.add_directory("blobs/")
         archive.add_directory("blobs/sha256/")
-    media_type = model.LAYER + _SUFFIX[job.compression]
-    there: set[str] = set()
-    for name in job.layers:
-        layer = _pack_layer(job, name, media_type)
-        packed.append(layer)
+    for layer in {layer.digest: layer for layer in packed}.values():
         path = layer.path(job.format)
-        if path not in there:  # two layers may be the same
-            there.add(path)
-            archive.add_from(path, job.scratch, layer.size)
+        archive.add_from(path, job.scratch, starts[path], layer.size)
     image = describing.Described(
         config=job.config, history=job.history, architecture=job.architecture, author=job.author, layers=tuple(packed)
     )
@@ -232,9 +233,7 @@ def pack(job: PackJob) -> None:
     archive.finish()
 
 
-def _pack_layer(job: PackJob, name: str, media_type: str) -> describing.Packed:
-    os.ftruncate(job.scratch, 0)
-    os.lseek(job.scratch, 0, os.SEEK_SET)
+def _pack_layer(job: PackJob, name: str) -> describing.Packed:
     tree = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=job.home)
     try:
         blob = BlobWriter(job.scratch, job.compression)
@@ -242,7 +241,9 @@ def _pack_layer(job: PackJob, name: str, media_type: str) -> describing.Packed:
         digest, size, diff_id = blob.finish()
     finally:
         os.close(tree)
-    return describing.Packed(media_type=media_type, digest=digest, size=size, diff_id=diff_id)
+    return describing.Packed(
+        media_type=model.LAYER + _SUFFIX[job.compression], digest=digest, size=size, diff_id=diff_id
+    )
 
 
 def _failure(error: Exception) -> AgentosError:
