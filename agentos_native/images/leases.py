@@ -89,7 +89,7 @@ def current(disk: Disk) -> Lease | None:
 
 
 def enter(lease: Lease) -> contextvars.Token[Lease | None]:
-    """Work under `lease` from here on, in this context."""
+    """Work under `lease` from here on, in this context and in those that are copied from it."""
     return _current.set(lease)
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -108,6 +110,8 @@ class Host:
     volume: Callable[[str, int, bool], int]
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
+    admitting: threading.Lock = field(default_factory=threading.Lock)
+    """Held from looking up an agent's image until the agent has it, and while images are chosen for removal."""
     _by_digest: dict[str, Image] = field(default_factory=dict)
     _users: dict[tuple[str, str | None], User] = field(default_factory=dict)
 
@@ -121,6 +125,12 @@ class Host:
     def images_in_use(self) -> set[str]:
         """Digests of the images that agents have."""
         return {agent.record.image_digest for agent in self.agents}
+
+    @contextlib.contextmanager
+    def images_kept(self) -> Iterator[set[str]]:
+        """`images_in_use` for any thread, for as long as no agent can be given an image."""
+        with self.admitting:
+            yield self.images_in_use()
 
     def user(self, image: Image, user: str | None) -> User:
         """A user's ids and home inside; kept, since images do not change."""

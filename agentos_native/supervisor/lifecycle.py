@@ -98,6 +98,17 @@ class Lifecycle:
             )
         self._check_name(spec)
         missing = self.check(spec, wait=wait)
+        with host.admitting:
+            agent = self._admit(spec, missing, provisional, wait)
+        directory = host.options.agent_dir(agent.id)
+        os.mkdir(directory, 0o700)
+        write_spec(directory, agent.record)
+        self.runner.event(agent, "created")
+        return agent
+
+    def _admit(self, spec: AgentSpec, missing: list[str], provisional: bool, wait: bool) -> Agent:
+        """From here on the image is in use; without a wait, or its removal could be decided in between."""
+        host = self.host
         image = host.images.get(spec.image)  # two small files: less than it takes to ask a worker
         slot = self._slot(wait)
         record = Record(
@@ -115,10 +126,6 @@ class Lifecycle:
         faults.point("admit.recorded")
         agent = Agent(record)
         host.agents.add(agent)
-        directory = host.options.agent_dir(record.id)
-        os.mkdir(directory, 0o700)
-        write_spec(directory, record)
-        self.runner.event(agent, "created")
         return agent
 
     def _slot(self, wait: bool) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from agentos_native import __version__
-from agentos_native.images.model import Image
+from agentos_native.images.model import Image, ImageConfig
 from agentos_native.spec import to_builtins
 from agentos_native.spec.model import TenantSpec
 from agentos_native.supervisor import admission
@@ -111,9 +114,11 @@ def _reservation(capacity: int, promised: int) -> api.Reservation:
     return api.Reservation(capacity=capacity, promised=promised, free=max(capacity - promised, 0))
 
 
-def image_view(image: Image) -> wire.ImageBody:
-    """One image."""
-    config = image.config
+def image_view(image: Image, sharing: Mapping[str, int] | None = None) -> wire.ImageBody:
+    """One image; `sharing` is how many images have a layer (`ImageStore.sharing`), without which all is its own."""
+    sharing = sharing or {}
+    sizes = {layer.digest: layer.size for layer in image.stack}
+    shared = sum(size for digest, size in sizes.items() if sharing.get(digest, 1) > 1)
     return wire.ImageBody(
         digest=image.digest,
         name=image.name or (image.names[0] if image.names else ""),
@@ -121,12 +126,63 @@ def image_view(image: Image) -> wire.ImageBody:
         created=image.created,
         size=image.size,
         entries=image.entries,
-        config={
-            "entrypoint": list(config.entrypoint),
-            "cmd": list(config.cmd),
-            "env": [f"{name}={value}" for name, value in config.env],
-            "user": config.user,
-            "workdir": config.workdir,
-            "labels": config.labels,
-        },
+        own_size=sum(sizes.values()) - shared,
+        shared_size=shared,
+        architecture=image.architecture,
+        author=image.author,
+        config=_config_view(image.config),
+        layers=[
+            wire.LayerBody(
+                digest=layer.digest,
+                size=layer.size,
+                entries=layer.entries,
+                shared=max(sharing.get(layer.digest, 1) - 1, 0),
+            )
+            for layer in image.stack
+        ],
+        history=_history_view(image),
+        notes=list(image.notes),
     )
+
+
+def _config_view(config: ImageConfig) -> dict[str, Any]:
+    """What the image says of its program; what it says nothing of is left out but for the usual."""
+    shown: dict[str, Any] = {
+        "entrypoint": list(config.entrypoint),
+        "cmd": list(config.cmd),
+        "env": [f"{name}={value}" for name, value in config.env],
+        "user": config.user,
+        "workdir": config.workdir,
+        "labels": config.labels,
+    }
+    more = {
+        "exposed": list(config.exposed),
+        "volumes": list(config.volumes),
+        "stop_signal": config.stop_signal,
+        "healthcheck": msgspec.to_builtins(config.healthcheck),
+        "shell": list(config.shell),
+        "on_build": list(config.on_build),
+    }
+    return shown | {name: value for name, value in more.items() if value}
+
+
+def _history_view(image: Image) -> list[wire.HistoryBody]:
+    """Its steps, oldest first, with the layers that they made; a layer that no step tells of has a row, too."""
+    layers = list(image.stack)
+    steps = list(image.history)
+    untold = len(layers) - sum(not step.empty for step in steps)
+    rows = []
+    for step in steps:
+        layer = layers.pop(0) if not step.empty and layers else None
+        rows.append(
+            wire.HistoryBody(
+                created_by=step.created_by,
+                created=step.created,
+                comment=step.comment,
+                layer=layer.digest if layer else "",
+                size=layer.size if layer else 0,
+            )
+        )
+    if untold > 0:
+        rows += [wire.HistoryBody(layer=layer.digest, size=layer.size) for layer in layers]
+    return rows
