@@ -77,12 +77,12 @@ class Scene:
         self.context.mkdir()
         self.runs: dict[str, tuple[bytes, int]] = {}
         self.ran: list[str] = []
-        base = self.workshop.layer("base")
         config = ImageConfig(env=(("PATH", "/bin"),), cmd=("/bin/sh",))
-        manifest = Manifest(
-            config=config, layers=(base,), created=1.0, architecture="amd64", history=(History(created_by="base"),)
-        )
-        self.base = self.store.catalog.commit("base", manifest)
+        with self.store.catalog.lease():
+            layers = (self.workshop.layer("base"),)
+            made_by = (History(created_by="base"),)
+            manifest = Manifest(config=config, layers=layers, created=1.0, architecture="amd64", history=made_by)
+            self.base = self.store.catalog.commit("base", manifest)
 
     def say(self, text: str) -> None:
         """The Dockerfile."""

@@ -23,15 +23,12 @@ async def leased(catalog: Catalog) -> AsyncIterator[None]:
 
     The store's lock is waited for in threads: whoever has it may be writing to the disk.
     """
-    manager = catalog.lease()
-    context = contextvars.copy_context()  # the lease is entered and left in one and the same
-    lease = await _whole(context.run, manager.__enter__)
-    token = leases.enter(lease)
+    lease = await _whole(catalog.begin_lease)
     try:
-        yield
+        with leases.under(lease):
+            yield
     finally:
-        leases.leave(token)
-        await _whole(context.run, manager.__exit__, None, None, None)
+        await _whole(catalog.end_lease, lease)
 
 
 async def _whole(call: Callable[..., Any], *arguments: Any) -> Any:
