@@ -152,6 +152,7 @@ class _Overlay(NamedTuple):
             for layer in self._layers(opened):
                 self._set(context, "lowerdir+", layer)
             if self.private is not None:
+                _forget_earlier_mount(self.private.work)
                 self._set(context, "upperdir", _open(opened, os.open(self.private.upper, _PATH)))
                 self._set(context, "workdir", _open(opened, os.open(self.private.work, _PATH)))
                 kernel_mount.fsconfig_set_flag(context, "volatile")
@@ -186,6 +187,15 @@ class _Overlay(NamedTuple):
             kernel_mount.fsconfig_set_fd(context, key, directory)
         else:
             kernel_mount.fsconfig_set_string(context, key, f"/proc/thread-self/fd/{directory}")
+
+
+def _forget_earlier_mount(work: Path) -> None:
+    """Remove the mark of an earlier volatile mount, also of one that failed halfway: the kernel wants that done by
+    somebody who knows what was lost; see `rootfs`."""
+    mark = work / "work/incompat/volatile"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(mark / "dirty")
+        os.rmdir(mark)
 
 
 def _clone(directory: Path, userns_fd: int | None, attributes: int) -> int:

@@ -212,7 +212,6 @@ def _mount(image: Image, agent_dir: Path, userns_fd: int, read_only: bool) -> in
     try:
         if read_only:
             return overlay.assemble(image.layers, userns_fd, above=upper, attributes=attributes | MOUNT_ATTR_RDONLY)
-        _forget_earlier_mount(agent_dir)
         private = overlay.Private(upper, agent_dir / _WORK)
         return overlay.assemble(image.layers, userns_fd, private, attributes=attributes)
     except OSError as error:
@@ -254,14 +253,6 @@ def _make_directory(root: int, workdir: Workdir) -> None:
                 str(at),
                 "choose another one with --workdir" if error.errno in (errno.EEXIST, errno.ENOTDIR) else "",
             ) from error
-
-
-def _forget_earlier_mount(agent_dir: Path) -> None:
-    """Remove the mark of an earlier volatile mount: the kernel wants that done by somebody who knows; see above."""
-    mark = agent_dir / _WORK / "work/incompat/volatile"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(mark / "dirty")
-        os.rmdir(mark)
 
 
 def _explain(error: OSError, image: Image, agent_dir: Path) -> AgentosError:
