@@ -29,6 +29,36 @@ class ImageCalls(Door):
     def remove_image(self, ref: str) -> None:
         self._exchange("DELETE", "/v1/images/" + quote(ref, safe=""), None, None)
 
+    def tag_image(self, ref: str, name: str) -> wire.ImageBody:
+        """Let `name` mean the image `ref`, too."""
+        return self._typed(wire.ImageBody, "POST", f"/v1/images/{quote(ref, safe='')}/tag", wire.TagRequest(name=name))
+
+    def diff_image(self, ref: str, against: str | None = None) -> wire.DiffResult:
+        """In which paths `ref` differs from the image `against`; None: what its top layer changes."""
+        target = f"/v1/images/{quote(ref, safe='')}/diff" + query({"against": against})
+        return self._typed(wire.DiffResult, "GET", target, None, None)
+
+    def verify_images(self, ref: str | None = None) -> Iterator[wire.VerifyEvent]:
+        """Have an image, or the whole store, read again: a finding for each record and layer as it comes.
+
+        Raises:
+            AgentosError: what is no finding, such as an unknown image.
+        """
+        target = "/v1/images/verify" + query({"ref": ref})
+        for line in self._lines(target, "POST"):
+            event = decoded(line, wire.VerifyEvent, target)
+            if event.kind == "failed":
+                raise AgentosError.from_dict(event.error or {})
+            if event.kind == "done":
+                return
+            yield event
+        raise transport.lost(ConnectionError("its answer has no end"), "POST /v1/images/verify")
+
+    def collect_images(self, *, dry_run: bool = False, older_than: float | None = None) -> wire.GcResult:
+        """Free what nothing reaches; `older_than` seconds for steps of the build cache, None takes all of them."""
+        wanted = wire.GcRequest(dry_run=dry_run, older_than=older_than)
+        return self._typed(wire.GcResult, "POST", "/v1/images/gc", wanted, None)
+
     def import_image(
         self,
         name: str,

@@ -14,7 +14,12 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "export": ("exporting:export", "Write an image as an OCI layout or a docker load archive."),
     "ls": ("listing:ls", "List images."),
     "inspect": ("listing:inspect", "Everything about one image."),
+    "history": ("listing:history", "The steps that an image was made by."),
+    "tag": ("listing:tag", "Give an image a further name."),
     "rm": ("listing:rm", "Remove images that no agent uses."),
+    "diff": ("upkeep:diff", "The paths that an image changes."),
+    "verify": ("upkeep:verify", "Read images again and compare them with their digests."),
+    "gc": ("upkeep:gc", "Free what no image, agent or build needs."),
 }
 
 

@@ -1,18 +1,27 @@
-"""``image ls|inspect|rm``: what is in the store."""
+"""``image ls|inspect|history|tag|rm``: what is in the store and what it is called."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import click
 
 from agentos_native.cli.context import IMAGE, each, output_option, returns_status
 from agentos_native.cli.output import age, print_json, sections, size, table, to_plain
 
+_STEP: Final = 60
+
 
 @click.command("ls")
 @output_option
 @click.pass_context
 def ls(ctx: click.Context, output: str) -> None:
-    """List images."""
+    """List images. OWN is what only this image has, SHARED is in layers that others have, too.
+
+    \b
+    Example:
+      agentos-native image ls
+    """
     from agentos_native.cli.embedded import supervised
 
     with supervised(ctx) as client:
@@ -20,11 +29,20 @@ def ls(ctx: click.Context, output: str) -> None:
     if output == "json":
         print_json(images)
         return
+    headers = ("NAME", "DIGEST", "SIZE", "OWN", "SHARED", "FILES", "AGE")
     rows = [
-        (row.name, row.digest.removeprefix("sha256:")[:12], size(row.size), str(row.entries), age(row.created))
+        (
+            row.name or "-",
+            _short(row.digest),
+            size(row.size),
+            size(row.own_size),
+            size(row.shared_size),
+            str(row.entries),
+            age(row.created) if row.layers else "damaged",
+        )
         for row in images
     ]
-    table(("NAME", "DIGEST", "SIZE", "FILES", "AGE"), rows, right=("SIZE", "FILES", "AGE"))
+    table(headers, rows, right=headers[2:])
 
 
 @click.command("inspect")
@@ -32,12 +50,68 @@ def ls(ctx: click.Context, output: str) -> None:
 @output_option
 @click.pass_context
 def inspect(ctx: click.Context, name: str, output: str) -> None:
-    """Everything about one image."""
+    """Everything about one image: what it runs, its layers and who shares them, its history, notes of its import.
+
+    \b
+    Example:
+      agentos-native image inspect python:3.8 -o json
+    """
     from agentos_native.cli.embedded import supervised
 
     with supervised(ctx) as client:
         found = client.image(name)
     print_json(found) if output == "json" else sections(to_plain(found))
+
+
+@click.command("history")
+@click.argument("name", type=IMAGE)
+@output_option
+@click.pass_context
+def history(ctx: click.Context, name: str, output: str) -> None:
+    """The steps that an image was made by, newest first (json: oldest first), and the layers that they made.
+
+    \b
+    Example:
+      agentos-native image history python:3.8
+    """
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        steps = client.image(name).history
+    if output == "json":
+        print_json(steps)
+        return
+    rows = []
+    for step in reversed(steps):
+        words = " ".join((step.created_by or step.comment or "-").split())
+        words = words if len(words) <= _STEP else words[: _STEP - 1] + "…"
+        rows.append(
+            (_short(step.layer) or "-", step.created[:19] or "-", size(step.size) if step.layer else "-", words)
+        )
+    table(("LAYER", "CREATED", "SIZE", "CREATED BY"), rows, right=("SIZE",))
+
+
+@click.command("tag")
+@click.argument("source", type=IMAGE)
+@click.argument("name")
+@output_option
+@click.pass_context
+def tag(ctx: click.Context, source: str, name: str, output: str) -> None:
+    """Give image SOURCE (a name, or a digest or its beginning) the further name NAME.
+
+    An image that had NAME before keeps its other names, or has none, until gc.
+
+    \b
+    Example:
+      agentos-native image tag python:3.8 localhost:5000/team/python:3.8
+    """
+    from agentos_native.cli.embedded import supervised
+    from agentos_native.spec.names import check_image
+
+    check_image(name)
+    with supervised(ctx) as client:
+        made = client.tag_image(source, name)
+    print_json(made) if output == "json" else print(made.digest)
 
 
 @click.command("rm")
@@ -46,8 +120,17 @@ def inspect(ctx: click.Context, name: str, output: str) -> None:
 @click.pass_context
 @returns_status
 def rm(ctx: click.Context, names: tuple[str, ...], output: str) -> int:
-    """Remove images that no agent uses."""
+    """Remove names, and with its last name an image, unless an agent uses it; a digest removes all its names.
+
+    \b
+    Example:
+      agentos-native image rm python:3.8 sha256:0123456789ab
+    """
     from agentos_native.cli.embedded import supervised
 
     with supervised(ctx) as client:
         return each(names, client.remove_image, output)
+
+
+def _short(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]

@@ -1,0 +1,148 @@
+"""``image diff|verify|gc``: what images changed, whether they still are what they were, and making room."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from agentos_native.cli.context import IMAGE, output_option, returns_status
+from agentos_native.cli.output import print_json, size, table
+from agentos_native.errors import AgentosError
+
+if TYPE_CHECKING:
+    from agentos_native.wire.images import Finding, VerifyEvent
+
+_FOUND: Final = 1
+"""Exit status of a verification that found something."""
+
+
+@click.command("diff")
+@click.argument("name", type=IMAGE)
+@click.argument("against", type=IMAGE, required=False)
+@output_option
+@click.pass_context
+def diff(ctx: click.Context, name: str, against: str | None, output: str) -> None:
+    """The paths that image NAME adds (A), changes (C) and deletes (D), compared with image AGAINST.
+
+    Without AGAINST: what its top layer does to the layers below. Content, kind, owner, mode and attributes count,
+    times do not; a deleted directory stands for what was in it.
+
+    \b
+    Example:
+      agentos-native image diff agent:2 agent:1
+    """
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        found = client.diff_image(name, against)
+    if output == "json":
+        print_json(found)
+        return
+    for change in found.changes:
+        print(f"{change.kind} {_printable(change.path)}")
+    if found.truncated:
+        print("there are more changes than these", file=sys.stderr)
+
+
+@click.command("verify")
+@click.argument("name", type=IMAGE, required=False)
+@output_option
+@click.pass_context
+@returns_status
+def verify(ctx: click.Context, name: str | None, output: str) -> int:
+    """Read every file of image NAME, or of all images, and compare with the digests; status 1 if anything differs.
+
+    \b
+    Example:
+      agentos-native image verify python:3.8
+    """
+    from agentos_native.cli.embedded import supervised
+
+    findings: list[Finding] = []
+    with supervised(ctx) as client, _bar() as show:
+        for event in client.verify_images(name):
+            show(event)
+            if event.finding is not None:
+                findings.append(event.finding)
+    wrong = [finding for finding in findings if finding.problem]
+    if output == "json":
+        print_json(findings)
+    elif wrong:
+        rows = [(found.image or "-", found.layer.removeprefix("sha256:")[:12] or "-", found.problem) for found in wrong]
+        table(("IMAGE", "LAYER", "PROBLEM"), rows)
+        print("hint: remove these images and import them again", file=sys.stderr)
+    else:
+        layers = sum(bool(finding.layer) for finding in findings)
+        print(f"{layers} layers of {len(findings) - layers} images are as they were made")
+    return _FOUND if wrong else 0
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[VerifyEvent], None]]:
+    """Shows how far a verification is, on a terminal only; gone at the end."""
+    if not sys.stderr.isatty():
+        yield lambda _event: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("verifying {task.fields[what]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None, what="")
+
+        def show(event: VerifyEvent) -> None:
+            what = event.finding.image if event.finding else ""
+            progress.update(task, completed=event.done, total=event.total or None, what=what[:40])
+
+        yield show
+
+
+def _older_than(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    from agentos_native.spec.quantities import parse_duration
+
+    try:
+        return None if value is None else parse_duration(value)
+    except AgentosError as error:
+        raise AgentosError(error.code, error.what, param.opts[0], error.hint)
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@click.option(
+    "--older-than", callback=_older_than, metavar="TIME", help="Keep steps of the build cache used since then: 7d, 12h."
+)
+@output_option
+@click.pass_context
+def gc(ctx: click.Context, dry_run: bool, older_than: float | None, output: str) -> None:
+    """Free images without a name, layers that nothing needs, the build cache, and what killed imports left.
+
+    Never what an agent uses (running or not), nor what is being imported, pulled or built.
+
+    \b
+    Example:
+      agentos-native image gc --dry-run --older-than 7d
+    """
+    from agentos_native.cli.embedded import supervised
+
+    with supervised(ctx) as client:
+        freed = client.collect_images(dry_run=dry_run, older_than=older_than)
+    if output == "json":
+        print_json(freed)
+        return
+    for note in freed.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for digest in freed.images:
+        print(f"image  {digest.removeprefix('sha256:')[:12]}")
+    for digest in freed.layers:
+        print(f"layer  {digest.removeprefix('sha256:')[:12]}")
+    counts = f"{len(freed.images)} images, {len(freed.layers)} layers, {freed.steps} steps of the build cache"
+    print(f"{'would free' if dry_run else 'freed'} {size(freed.bytes)}: {counts}")
+
+
+def _printable(path: str) -> str:
+    """A path of an image without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in path)
