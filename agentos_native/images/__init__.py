@@ -5,8 +5,9 @@
 how untrusted archives are unpacked.
 """
 
-from agentos_native.images.model import Image, ImageConfig, Limits, Progress
+from agentos_native.images.model import Image, ImageConfig, Limits
 from agentos_native.images.store import ImageStore
+from agentos_native.images.unpack.messages import Progress
 from agentos_native.images.users import resolve_user
 from agentos_native.images.volume import volume_mount
 

@@ -31,21 +31,23 @@ ID_RANGE: Final = 65536
 UNPACKER_BASE: Final = 0x40000000 - ID_RANGE
 """Host id of the unpacker's root: the range below those of the agents, which owns nothing and is given to nobody."""
 
-CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID, CAP_MKNOD = 0, 1, 2, 3, 4, 27
-FILE_CAPABILITIES: Final = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID)
-"""What making files with their owners and modes takes; in the unpacker they count only for its own id range."""
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID, CAP_MKNOD, CAP_SETFCAP = 0, 1, 2, 3, 4, 27, 31
+FILE_CAPABILITIES: Final = (CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_FSETID, CAP_SETFCAP)
+"""What making files with their owners, modes and capabilities takes; in an unprivileged child they count only for its
+own id range."""
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _CAPABILITY_VERSION_3: Final = 0x20080522
+_CLONE_THREAD: Final = 0x10000
 
 _FILE_CALLS: Final = """
     read readv pread64 write writev pwrite64 lseek close fstat newfstatat statx openat openat2 getdents64 fcntl
     ioctl dup mkdirat mknodat symlinkat linkat unlinkat renameat fchown fchownat fchmod fchmodat utimensat ftruncate
-    fallocate readlinkat preadv pwritev fadvise64 fsetxattr flistxattr fgetxattr copy_file_range
+    fallocate readlinkat preadv pwritev fadvise64 fsetxattr flistxattr fgetxattr copy_file_range syncfs
 """
 _INTERPRETER_CALLS: Final = """
-    mmap munmap mprotect mremap madvise brk futex clone clone3 set_robust_list rseq gettid getpid exit exit_group
+    mmap munmap mprotect mremap madvise brk futex set_robust_list rseq gettid getpid exit exit_group
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill restart_syscall sched_yield sched_getaffinity
     membarrier clock_gettime clock_nanosleep nanosleep poll ppoll select pselect6 getrandom getrusage sysinfo
     prlimit64
@@ -161,9 +163,13 @@ def limit_resources(limits: Limits) -> None:
         resource.setrlimit(which, (allowed, allowed))
 
 
-def filter_system_calls() -> None:
-    """Allow files by fd and what CPython needs; everything else does not exist (ENOSYS lets libc fall back)."""
-    program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(38))
-    for name in (_FILE_CALLS + _INTERPRETER_CALLS).split():
+def filter_system_calls(*more: str) -> None:
+    """Allow files by fd, what CPython needs and `more`; everything else does not exist (ENOSYS lets libc fall back).
+
+    clone makes threads only: its flags are looked at, which clone3 keeps in memory.
+    """
+    program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
+    for name in (*_FILE_CALLS.split(), *_INTERPRETER_CALLS.split(), *more):
         program.add_rule(pyseccomp.ALLOW, name)
+    program.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
     program.load()

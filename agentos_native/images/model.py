@@ -113,7 +113,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     out.
 
     A root filesystem compresses to between a third and a tenth; 200 to 1 is only reached by an archive made to fill a
-    disk.
+    disk. `idle_seconds`: how long a pipe may give nothing; `wall_seconds`: how long one archive or directory may take.
     """
 
     entries: int = 1_000_000
@@ -125,49 +125,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     ratio: int = 200
     ratio_from: int = 256 << 20
     cpu_seconds: int = 1800
+    wall_seconds: float = 6 * 3600
+    idle_seconds: float = 900
     memory: int = 1 << 30
-
-
-class Progress(msgspec.Struct, frozen=True, tag="progress"):
-    """How far an import is: entries and bytes of file content written so far."""
-
-    entries: int
-    bytes: int
-
-
-class Failed(msgspec.Struct, frozen=True, tag="failed"):
-    """The import failed; `error` is ``AgentosError.to_dict()``."""
-
-    error: dict[str, object]
-
-
-class Unpacked(msgspec.Struct, frozen=True, tag="unpacked"):
-    """The unpacker is through; `notes` in words."""
-
-    notes: tuple[str, ...]
-
-
-class Measured(msgspec.Struct, frozen=True, tag="measured"):
-    """What the warden found on disk: the only statement about the tree that the store believes."""
-
-    digest: str
-    size: int
-    entries: int
-
-
-Message = Progress | Failed | Unpacked | Measured
-
-
-class Job(msgspec.Struct, frozen=True, kw_only=True):
-    """What the importer asks of a worker; the fds are inherited.
-
-    `source` is an archive (or pipe) or a directory, `tree` the empty directory to fill, `status` the pipe for
-    messages, `parent` the importer's pid, without which the worker does not live.
-    """
-
-    directory: bool
-    source: int
-    tree: int
-    status: int
-    parent: int
-    limits: Limits

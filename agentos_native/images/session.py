@@ -1,145 +1,325 @@
-"""The importer's side of an import: start the worker, pass progress on, turn its last words into a result."""
+"""The store's side of the confined worker: start it, hand it fds, turn its words into results or errors.
+
+The worker (`images.worker`) is one process with its children; a session is one worker, and takes any number of jobs
+one after another. Whatever goes wrong with the worker itself ends the session; what goes wrong with an archive does
+not.
+"""
 
 from __future__ import annotations
 
+import array
 import contextlib
-import fcntl
-import io
 import os
-import stat
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, Final
+from types import TracebackType
+from typing import Final, Literal, Self
 
 import msgspec
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.model import Failed, Job, Limits, Measured, Message, Progress, Unpacked
+from agentos_native.images import confine
+from agentos_native.images.model import Limits
+from agentos_native.images.unpack.messages import (
+    Answered,
+    CopyItem,
+    Expect,
+    Failed,
+    Job,
+    Measured,
+    Message,
+    Progress,
+    Ready,
+    Unpacked,
+    Written,
+)
+
+__all__ = ["CopyItem", "Expect", "ProgressCallback", "Session", "Unpacked"]
 
 ProgressCallback = Callable[[Progress], None]
-_CHUNK: Final = 1 << 20
+UnpackKind = Literal["tar", "layer", "directory", "upper"]
+
+ANSWER_MAX: Final = 64 << 20
+_PACKET_MAX: Final = 64 << 10
 _PACKAGE_ROOT: Final = str(Path(__file__).resolve().parents[2])
+_GOODBYE: Final = 5.0
 
 
-@contextlib.contextmanager
-def open_source(source: Path | BinaryIO) -> Iterator[tuple[int, bool]]:
-    """An fd of what shall be imported, and whether it is a directory.
+class Session:
+    """One confined worker. Thread-safe: jobs of several threads wait for each other.
+
+    Use it as a context manager; the worker and all that it started are gone when the block is left.
 
     Raises:
-        AgentosError: ``source-not-found``, ``unsupported-source``.
+        AgentosError: ``import-not-confined``; this host lacks what confines the worker.
     """
-    if not isinstance(source, Path):
-        with _stream_fd(source) as descriptor:
-            yield descriptor, False
-        return
-    try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        hint = "a path on the machine where the supervisor runs" if error.errno == 2 else ""
-        raise AgentosError("source-not-found", f"cannot open {str(source)!r}: {error.strerror}", hint=hint) from None
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISFIFO(mode)):
-            raise AgentosError(
-                "unsupported-source",
-                f"{str(source)!r} is neither a directory nor a file nor a pipe",
-                hint="import a directory or a tar",
-            )
-        yield descriptor, stat.S_ISDIR(mode)
-    finally:
-        os.close(descriptor)
 
-
-@contextlib.contextmanager
-def _stream_fd(stream: BinaryIO) -> Iterator[int]:
-    """An fd that gives what `stream` gives: its own when it has no buffer, else a pipe fed by a thread."""
-    if isinstance(stream, io.FileIO):
-        # another number, because the worker's own standard input takes the place of 0
-        descriptor = fcntl.fcntl(stream.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+    def __init__(self, limits: Limits = Limits()) -> None:  # noqa: B008 - immutable
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._complaints = os.memfd_create("worker-stderr", os.MFD_CLOEXEC)
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._userns = -1
         try:
-            yield descriptor
+            self._process = self._start(theirs)
         finally:
-            os.close(descriptor)
-        return
-    read_end, write_end = os.pipe()
+            theirs.close()
+        try:
+            message, self._userns = self._receive()
+            if isinstance(message, Failed):
+                raise _error(message)
+            if not isinstance(message, Ready):
+                raise self._died()
+        except BaseException:
+            self.close()
+            raise
 
-    def pump() -> None:
-        # the reader may stop early (an error); it then closes the pipe, and nobody wants the rest
-        with contextlib.suppress(BrokenPipeError), open(write_end, "wb", buffering=0) as out:
-            while chunk := stream.read(_CHUNK):
-                data = memoryview(chunk)
-                while data:
-                    data = data[out.write(data) :]
+    @property
+    def userns_fd(self) -> int:
+        """The user namespace of the unprivileged children: a `base_fd` for them is made with it (`overlay.view`)."""
+        return self._userns
 
-    thread = threading.Thread(target=pump, name="import-stream", daemon=True)
-    thread.start()
-    try:
-        yield read_end
-    finally:
-        os.close(read_end)
-        thread.join(1)  # it may be inside read(); what it writes later is refused
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-def run_worker(job: Job, progress: ProgressCallback | None) -> tuple[Measured, tuple[str, ...]]:
-    """Do `job` in a worker; the fds in it must stay open meanwhile (`Job.status` is filled in here).
+    def close(self) -> None:
+        """End the worker and wait until nothing of it runs. Idempotent."""
+        self._socket.close()
+        try:
+            self._process.wait(_GOODBYE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for name in ("_userns", "_complaints"):
+            if getattr(self, name) >= 0:
+                os.close(getattr(self, name))
+                setattr(self, name, -1)
 
-    Returns:
-        What the warden measured, and the import's notes.
+    # -- jobs
 
-    Raises:
-        AgentosError: what failed.
-    """
-    status_r, status_w = os.pipe()
-    complaints = os.memfd_create("import-stderr", os.MFD_CLOEXEC)
-    job = msgspec.structs.replace(job, status=status_w)
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "agentos_native.images.worker", msgspec.json.encode(job).decode()],
+    def unpack(
+        self,
+        source_fd: int,
+        tree_fd: int,
+        *,
+        kind: UnpackKind,
+        base_fd: int = -1,
+        expect: Expect | None = None,
+        prefix: str | bytes = "",
+        exclude: Sequence[str | bytes] = (),
+        progress: ProgressCallback | None = None,
+    ) -> Unpacked:
+        """Turn an archive or a directory into files below the directory fd `tree_fd`, and write them to the disk.
+
+        Args:
+            source_fd: an archive in a file or pipe, read from where it stands; a directory for the two last kinds.
+            tree_fd: as `Catalog.staging` gives it; what is in it stays unless the source brings the same name.
+            kind: ``tar`` and ``directory`` as they are; ``layer`` with OCI's whiteouts; ``upper`` an overlay's upper
+                directory, whose whiteouts and opaque directories are kept.
+            base_fd: what is below, merged; made with `userns_fd` for archives, with ids as on disk for directories.
+            expect: what must be true of the archive.
+            prefix: unpack below this directory, which is made when neither the tree nor the base has it.
+            exclude: paths of a directory that are left out with all below them, relative, without patterns.
+
+        Raises:
+            AgentosError: ``hostile-archive``, ``invalid-archive``, ``unsupported-archive``, ``image-too-large``,
+            ``digest-mismatch``, ``size-mismatch``, ``source-stalled``, ``source-not-read``, ``disk-full``,
+            ``disk-failed``, ``image-not-written``, ``import-timeout``, ``import-failed``.
+        """
+        job = Job(
+            kind=kind,
+            limits=self._limits,
+            descriptors=(),
+            expect=expect or Expect(),
+            prefix=os.fsencode(prefix),
+            exclude=tuple(map(os.fsencode, exclude)),
+        )
+        descriptors = {"source": source_fd, "tree": tree_fd, "base": base_fd}
+        if kind in ("directory", "upper"):
+            return self._fill(job, descriptors, progress)
+        with self._target(tree_fd) as target:
+            return self._fill(job, descriptors | {"target": target}, progress)
+
+    def copy(
+        self,
+        source_fd: int,
+        tree_fd: int,
+        items: Sequence[CopyItem],
+        *,
+        base_fd: int = -1,
+        prefix: bytes = b"",
+        chown: tuple[int, int] | None = None,
+        chmod: str = "",
+        progress: ProgressCallback | None = None,
+    ) -> Unpacked:
+        """Copy `items` from the directory fd `source_fd` into the tree; see `unpack.copying`.
+
+        Args:
+            base_fd: what is below the tree, merged, with ids as on disk.
+            prefix: the destination that all of `items` are relative to; ends with b"/" when it has to be a directory.
+            chown: the owner of everything copied; None keeps those of the source.
+            chmod: the mode of everything copied, as chmod(1) has it; "" keeps it.
+
+        Raises:
+            AgentosError: as `unpack`.
+        """
+        job = Job(
+            kind="copy",
+            limits=self._limits,
+            descriptors=(),
+            items=tuple(items),
+            prefix=prefix,
+            chown=chown,
+            chmod=chmod,
+        )
+        return self._fill(job, {"source": source_fd, "tree": tree_fd, "base": base_fd}, progress)
+
+    def measure(self, tree_fd: int, progress: ProgressCallback | None = None) -> Measured:
+        """Read a whole tree, every byte of it.
+
+        Raises:
+            AgentosError: ``tree-not-read``, ``import-failed``.
+        """
+        job = Job(kind="measure", limits=self._limits, descriptors=())
+        for message in self._do(job, {"tree": tree_fd}, progress):
+            if isinstance(message, Measured):
+                return message
+        raise self._died()
+
+    def ask(self, task: str, request: bytes) -> bytes:
+        """Run the pure function that `worker.TASKS` knows as `task` in an unprivileged child; its answer.
+
+        Raises:
+            AgentosError: what the function raised; ``import-failed`` when it broke or took too long.
+        """
+        answer = os.memfd_create("answer", os.MFD_CLOEXEC)
+        try:
+            job = Job(kind="ask", limits=self._limits, descriptors=(), task=task, request=request)
+            for message in self._do(job, {"answer": answer}, None):
+                if isinstance(message, Answered):
+                    return self._read_answer(answer, task)
+            raise self._died()
+        finally:
+            os.close(answer)
+
+    # -- inside
+
+    def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "agentos_native.images.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=complaints,
-            pass_fds=(job.source, job.tree, job.status),
+            stderr=self._complaints,
+            pass_fds=(theirs.fileno(),),
             cwd="/",
             env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": _PACKAGE_ROOT, "PYTHONNOUSERSITE": "1"},
         )
-        os.close(status_w)
-        status_w = -1
-        with process:
+
+    @contextlib.contextmanager
+    def _target(self, tree: int) -> Iterator[int]:
+        """`tree` as the unprivileged child may write to it: a mount that shows its ids as those of the child."""
+        try:
+            target = confine.idmapped(tree, self._userns)
+        except OSError as error:
+            raise AgentosError(
+                "import-not-confined", str(error), hint="`agentos-native check` says what this host lacks"
+            ) from None
+        try:
+            yield target
+        finally:
+            os.close(target)
+
+    def _fill(self, job: Job, descriptors: Mapping[str, int], progress: ProgressCallback | None) -> Unpacked:
+        written = Written()
+        for message in self._do(job, descriptors, progress):
+            if isinstance(message, Written):
+                written = message
+            elif isinstance(message, Measured):
+                return Unpacked(
+                    measured=message,
+                    notes=tuple(map(printable, written.notes)),
+                    diff_id=written.diff_id,
+                    rooted=written.rooted,
+                )
+        raise self._died()
+
+    def _do(self, job: Job, descriptors: Mapping[str, int], progress: ProgressCallback | None) -> Iterator[Message]:
+        """The messages of one job but for progress; ends with the message that ends the job, or with the worker."""
+        given = {role: descriptor for role, descriptor in descriptors.items() if descriptor >= 0}
+        body = os.memfd_create("job", os.MFD_CLOEXEC)
+        with self._lock:
+            done = False
             try:
-                return _listen(status_r, progress, complaints)
+                encoded = msgspec.json.encode(msgspec.structs.replace(job, descriptors=tuple(given)))
+                _write_all(body, encoded)
+                if not self._send([body, *given.values()]):
+                    return
+                while (message := self._receive()[0]) is not None:
+                    done = isinstance(message, Failed | Measured | Answered)
+                    if isinstance(message, Failed):
+                        raise _error(message)
+                    if not isinstance(message, Progress):
+                        yield message
+                    elif progress is not None:
+                        progress(message)
+                    if done:
+                        return
             finally:
-                process.kill()  # it is through, or nobody waits for it any more
-    finally:
-        os.close(status_r)
-        os.close(complaints)
-        if status_w >= 0:
-            os.close(status_w)
+                os.close(body)
+                if not done:  # interrupted: what the worker says next would be taken for the next job's answer
+                    self._socket.close()
+
+    def _send(self, descriptors: list[int]) -> bool:
+        rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
+        try:
+            self._socket.sendmsg([b"job"], [rights])
+        except OSError:
+            return False  # the worker is gone, or the session was ended
+        return True
+
+    def _receive(self) -> tuple[Message | None, int]:
+        """The next message and the fd that came with it (-1: none); None when the worker is gone."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET_MAX, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            return None, -1
+        if not data:
+            return None, -1
+        message: Message = msgspec.json.decode(data, type=Message)
+        if descriptors and not isinstance(message, Ready):
+            os.close(descriptors[0])
+            return message, -1
+        return message, descriptors[0] if descriptors else -1
+
+    def _read_answer(self, answer: int, task: str) -> bytes:
+        size = os.fstat(answer).st_size
+        if size > ANSWER_MAX:
+            raise AgentosError("import-failed", f"the answer of {task!r} has {size} bytes")
+        return os.pread(answer, size, 0)
+
+    def _died(self) -> AgentosError:
+        last_words = os.pread(self._complaints, 65536, 0).decode("utf-8", "replace").strip()
+        return AgentosError(
+            "import-failed",
+            "the import's worker ended without a result",
+            printable(last_words[-300:]),
+            "was it killed, or out of memory? see the kernel's log, then try again",
+        )
 
 
-def _listen(descriptor: int, progress: ProgressCallback | None, complaints: int) -> tuple[Measured, tuple[str, ...]]:
-    notes: tuple[str, ...] = ()
-    with open(descriptor, "rb", closefd=False) as lines:
-        for line in lines:
-            message = msgspec.json.decode(line, type=Message)
-            if isinstance(message, Progress):
-                if progress is not None:
-                    progress(message)
-            elif isinstance(message, Unpacked):
-                notes = tuple(map(printable, message.notes))
-            elif isinstance(message, Failed):
-                raise _error(message)
-            else:
-                return message, notes
-    last_words = os.pread(complaints, 65536, 0).decode("utf-8", "replace").strip()
-    raise AgentosError(
-        "import-failed",
-        "the import's worker ended without a result",
-        printable(last_words[-300:]),
-        "out of memory? see the kernel's log",
-    )
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _error(message: Failed) -> AgentosError:
@@ -155,8 +335,3 @@ def _error(message: Failed) -> AgentosError:
 def printable(text: str) -> str:
     """`text` from the unpacker without what a terminal would obey."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text[:1000])
-
-
-def new_job(source: int, directory: bool, tree: int, limits: Limits) -> Job:
-    """A job whose status pipe `run_worker` will make."""
-    return Job(directory=directory, source=source, tree=tree, status=-1, parent=os.getpid(), limits=limits)

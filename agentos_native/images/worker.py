@@ -1,239 +1,284 @@
-"""The processes of an import: ``python -m agentos_native.images.worker JOB``.
+"""The processes of an import, a build and a check: ``python -m agentos_native.images.worker SOCKET``.
 
 Theory of operation
 -------------------
 ::
 
-    importer  (a thread of the supervisor; reads messages from a pipe, believes only the warden)
-     └ warden    host root with file capabilities only; no network, empty read-only root directory. Reads no archive.
-        └ unpacker  pid 1 of its pid namespace. Tar: root of a throw-away id range in its own user namespace, seccomp,
-                    limits on memory, time and file size. Directory: as the warden, because it must read the files.
+    session   (in the supervisor; sends jobs with fds over a socket, believes only the warden)
+     └ starter    makes the namespaces, then only waits
+        └ warden     host root with file capabilities only, pid 1; no network, empty read-only root. Reads no archive.
+           ├ feeder     unprivileged; hashes what it reads of an archive, passes it on, and waits for its child
+           │  └ unpacker   pid 1 of a pid namespace of its own, root of a throw-away id range, seccomp, limits on
+           │               memory, time and file size: parses archives, and whatever else strangers wrote (`ask`)
+           ├ reader     as the warden, because it must read the host's files: copies directories. seccomp, limits.
+           └ measurer   as the warden: reads the finished tree
 
-1. The warden makes a user namespace (0 … 65535 → ids that own nothing) and an idmapped mount of the staging
-   directory: what the unpacker makes as its uid 0 lands on disk as uid 0, and by that mount alone. So the tree has
-   the image's real owners although the process that parses the archive could not touch one host file if it were taken
-   over.
-2. It leaves the host (`confine.leave_host`), keeps file capabilities only, and forks the unpacker.
-3. The unpacker gives up the rest, and turns the archive into files through the mount's fd. It holds three fds: the
-   archive, the mount, and a pipe to the warden, over which it sends `Progress`, at the end `Unpacked`, or `Failed`.
-4. The warden passes progress and failures on. When the unpacker has ended well, the warden reads the tree that is on
-   disk now and sends `Measured`: a lying unpacker can make a strange image, but cannot give it another image's
-   digest. Meanwhile a thread writes the tree to the disk (syncfs), so that the rename that follows never names files
-   that a power cut can lose.
+1. The starter makes a user namespace (0 … 65535 → ids that own nothing), imports what the children will need, leaves
+   the host (`confine.leave_host`) and forks the warden, which keeps file capabilities only. `Ready` carries the user
+   namespace to the session.
+2. For an archive the session passes an idmapped mount of the staging directory: what the unpacker makes as its uid 0
+   lands on disk as uid 0, and by that mount alone. So the tree has the image's real owners although the process that
+   parses the archive could not touch one host file if it were taken over.
+3. A child holds the fds of its job and one pipe to the warden, over which it sends `Progress`, and at the end
+   `Written`, `Answered` or `Failed`. The feeder has a pipe of its own (`Fed`): what was expected of the archive is
+   compared with what the feeder read, not with what the unpacker says.
+4. When the unpacker has ended well, the measurer reads the tree that is on disk now and sends `Measured`: a lying
+   unpacker can make a strange image, but cannot give it another image's digest. Meanwhile a thread writes the tree to
+   the disk (syncfs), so that the rename that follows never names files that a power cut can lose.
 
-Every process dies with the one above it, so a killed supervisor leaves an unlocked staging directory and nothing that
-runs.
+The warden only waits: for the session's socket and for its child's pipes. When the session's end of the socket is
+closed, and a killed supervisor closes it, the warden exits, and with pid 1 the kernel ends everything below. Nothing
+survives a job either: the unpacker is pid 1, and no child can fork (`confine.filter_system_calls`).
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import importlib.util
 import os
 import signal
+import socket
 import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from select import POLLIN, poll
+from typing import Any, Final, NamedTuple, NoReturn
 
 import msgspec
 
 from agentos_native.errors import AgentosError
-from agentos_native.images import confine
-from agentos_native.images.model import Failed, Job, Measured, Message, Progress, Unpacked
-from agentos_native.images.unpack.archive import entries
-from agentos_native.images.unpack.digest import measure
-from agentos_native.images.unpack.directory import DirectoryReader
-from agentos_native.images.unpack.stream import Forward, corrupt
-from agentos_native.images.unpack.writer import TreeWriter
-from agentos_native.kernel import ns
-from agentos_native.kernel.libc import SyscallError, libc_call
-from agentos_native.kernel.process import close_range
+from agentos_native.images import children, confine
+from agentos_native.images.model import Limits
+from agentos_native.images.unpack.feed import check, mismatch
+from agentos_native.images.unpack.jobs import failure
+from agentos_native.images.unpack.messages import (
+    Answered,
+    Failed,
+    Fed,
+    Job,
+    Measured,
+    Message,
+    Progress,
+    Ready,
+    Written,
+)
+from agentos_native.kernel.process import pidfd_open
 
-MESSAGE_MAX: Final = 16 << 10
-_INTERVAL: Final = 0.1
-_MAX_FD: Final = 0xFFFFFFFF
+TASKS: Final[dict[str, str]] = {
+    "oci-survey": "agentos_native.images.oci.survey:survey",
+}
+"""What `Session.ask` may run: name → "module:function", a function of bytes to bytes that opens nothing. Imported
+before the worker leaves the host; a function that imports something itself finds nothing."""
 
-
-def send(descriptor: int, message: Message) -> None:
-    """Write one message as a line; whole messages only, for a pipe holds far more than one."""
-    data = memoryview(msgspec.json.encode(message) + b"\n")
-    while data:
-        data = data[os.write(descriptor, data) :]
-
-
-def _reporter(descriptor: int) -> Callable[[int, int], None]:
-    """A progress callback that sends at most ten messages a second."""
-    due = time.monotonic() + _INTERVAL
-
-    def report(count: int, size: int) -> None:
-        nonlocal due
-        now = time.monotonic()
-        if now >= due:
-            due = now + _INTERVAL
-            send(descriptor, Progress(count, size))
-
-    return report
+_FUNCTIONS: Final = {children.COPY: "agentos_native.images.unpack.copying:copy"}
+_LINE_MAX: Final = 64 << 10
+_READ: Final = 64 << 10
+_JOB_MAX: Final = 64 << 20
+_FDS_MAX: Final = 8
 
 
-def _failure(error: BaseException, doing: str) -> Failed:
-    """Any exception as what the user reads."""
-    if isinstance(error, AgentosError):
-        known = error
-    elif isinstance(error, MemoryError):
-        known = AgentosError("image-too-large", "the archive's headers need more memory than an import may use", doing)
-    elif isinstance(error, SyscallError):
-        known = AgentosError(
-            "import-not-confined", str(error), doing, "`agentos-native check` says what this host lacks"
-        )
-    else:
-        known = AgentosError("import-failed", f"{type(error).__name__}: {error}", doing)
-    return Failed(known.to_dict())
+class Words(NamedTuple):
+    """What the processes of a job said last, and how the one that the warden started ended (-n: by signal n)."""
+
+    child: Message | None
+    feeder: Message | None
+    code: int
 
 
-def _keep_only(*descriptors: int) -> None:
-    """Close every other fd but stdio."""
-    first = 3
-    for descriptor in sorted(descriptors):
-        if descriptor > first:
-            close_range(first, descriptor - 1)
-        first = descriptor + 1
-    close_range(first, _MAX_FD)
+class _Lines:
+    """The messages of one pipe; progress goes on at once, of the others the last is kept."""
 
+    def __init__(self, descriptor: int, tell: Callable[[Message], None]) -> None:
+        self.descriptor = descriptor
+        self.last: Message | None = None
+        self._tell = tell
+        self._rest = b""
 
-def _unpack(job: Job, tree: int, userns: int, status: int) -> None:
-    """The unpacker's life, from fork to the last message."""
-    if not job.directory:
-        confine.become_root_of(userns)
-    confine.die_with_parent()
-    _keep_only(job.source, tree, status)
-    confine.keep_capabilities(confine.FILE_CAPABILITIES)
-    confine.limit_resources(job.limits)
-    confine.filter_system_calls()
-    writer = TreeWriter(tree, job.limits, _reporter(status))
-    notes: tuple[str, ...] = ()
-    if job.directory:
-        reader = DirectoryReader(job.source, job.limits)
-        reader.copy(writer)
-        notes = reader.notes()
-    else:
-        stream = Forward(job.source, job.limits)
-        for entry in entries(stream, job.limits):
-            stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
-            writer.add(entry, stream.blocks(stored))
-        if not writer.entries:
-            raise corrupt("the archive is empty")
-    writer.finish()
-    send(status, Progress(writer.entries, writer.bytes))
-    send(status, Unpacked(notes + writer.notes()))
-
-
-def _fork_unpacker(job: Job, tree: int, userns: int) -> tuple[int, int]:
-    """The unpacker's pid and the pipe that it writes to."""
-    status_r, status_w = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(status_w)
-        return child, status_r
-    try:
-        _unpack(job, tree, userns, status_w)
-        os._exit(0)
-    except BaseException as error:
-        send(status_w, _failure(error, "unpacking"))
-    finally:
-        os._exit(1)
-
-
-def _relay(source: int, status: int) -> Unpacked | Failed | None:
-    """Pass progress on until the unpacker closes its pipe; its last word. Anything else that it sends is a failure."""
-    last: Unpacked | Failed | None = None
-    with open(source, "rb") as lines:
-        while line := lines.readline(MESSAGE_MAX):
-            message = msgspec.json.decode(line, type=Progress | Failed | Unpacked)
+    def take(self) -> bool:
+        """Read what is there; false at the end."""
+        data = os.read(self.descriptor, _READ)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _LINE_MAX:
+            raise AgentosError("import-failed", "the unpacker sent a message that is too long")
+        for line in lines:
+            try:
+                message = msgspec.json.decode(line, type=Message)
+            except (msgspec.MsgspecError, UnicodeError):
+                raise AgentosError("import-failed", "the unpacker sent what is no message") from None
             if isinstance(message, Progress):
-                send(status, message)
+                self._tell(message)
             else:
-                last = message
-    return last
+                self.last = message
+        return bool(data)
 
 
-def _measure_and_sync(tree: int) -> Measured:
-    """The digest of what is on disk, while a thread makes sure that it is on disk."""
-    failures: list[OSError] = []
+class Warden:
+    """Takes jobs from `control` until its other end is closed."""
 
-    def sync() -> None:
+    def __init__(self, control: socket.socket, userns: int, functions: children.Functions) -> None:
+        self._control = control
+        self._userns = userns
+        self._functions = functions
+
+    def serve(self) -> None:
+        """The warden's life."""
+        socket.send_fds(self._control, [msgspec.json.encode(Ready())], [self._userns])
+        while True:
+            data, descriptors, _, _ = socket.recv_fds(self._control, 16, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+            if not data:
+                return
+            try:
+                last = self._run(descriptors)
+            except Exception as error:
+                last = failure(error, "")
+            finally:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+            self._tell(last)
+
+    def _tell(self, message: Message) -> None:
+        self._control.send(msgspec.json.encode(message))
+
+    def _run(self, descriptors: list[int]) -> Message:
+        """Do one job; the message that ends it."""
+        job = msgspec.json.decode(os.pread(descriptors[0], _JOB_MAX, 0), type=Job)
+        given = dict(zip(job.descriptors, descriptors[1:], strict=True))
+        if job.kind == "measure":
+            return self._measure(given["tree"], job.limits, sync=False)
+        word = self._work(job, given)
+        if not isinstance(word, Written):
+            return word
+        self._tell(word)
+        return self._measure(given["tree"], job.limits, sync=True)
+
+    def _work(self, job: Job, given: Mapping[str, int]) -> Message:
+        """Let a child do it; its last word, which is believed as far as `worker` says."""
+        if job.kind in ("directory", "upper", "copy"):
+            words = self._start(job.limits, lambda said, _: children.reader(job, given, self._functions, said))
+        else:
+            if job.kind == "ask" and job.task not in self._functions:
+                raise AgentosError("import-failed", f"no task {job.task!r}")
+            words = self._start(
+                job.limits,
+                lambda said, fed: children.feeder(job, given, self._userns, self._functions, (said, fed)),
+            )
+        if isinstance(words.feeder, Fed):
+            check(job.expect, words.feeder)
+        for said in (words.feeder, words.child):
+            if isinstance(said, Failed):
+                return said
+        if words.code != 0 or not isinstance(words.child, Answered if job.kind == "ask" else Written):
+            raise _ended(words.code, job.limits)
+        if isinstance(words.child, Written) and job.expect.diff_id not in ("", words.child.diff_id):
+            raise mismatch("the layer's content", job.expect.diff_id, words.child.diff_id)
+        return words.child
+
+    def _measure(self, tree: int, limits: Limits, *, sync: bool) -> Message:
+        words = self._start(limits, lambda said, _: children.measurer(tree, limits, said, sync=sync))
+        if isinstance(words.child, Failed) or (words.code == 0 and isinstance(words.child, Measured)):
+            return words.child
+        raise _ended(words.code, limits)
+
+    def _start(self, limits: Limits, life: Callable[[int, int], None]) -> Words:
+        """Run `life` in a child with two pipes for its messages, until it has ended."""
+        said_r, said_w = os.pipe()
+        fed_r, fed_w = os.pipe()
         try:
-            libc_call("syncfs", tree)
-        except OSError as error:
-            failures.append(error)
+            child = children.fork(lambda: life(said_w, fed_w))
+        finally:
+            os.close(said_w)
+            os.close(fed_w)
+        said, fed = _Lines(said_r, self._tell), _Lines(fed_r, self._tell)
+        try:
+            self._listen(child, {said_r: said, fed_r: fed}, limits)
+        finally:
+            os.kill(child, signal.SIGKILL)  # nothing but a zombie as a rule
+            _, status = os.waitpid(child, 0)
+            os.close(said_r)
+            os.close(fed_r)
+        code = os.waitstatus_to_exitcode(status)
+        return Words(said.last, fed.last, children.SIGNALLED - code if code > children.SIGNALLED else code)
 
-    thread = threading.Thread(target=sync, name="syncfs")
-    thread.start()
-    measured = measure(tree)
-    thread.join()
-    if failures:
-        raise AgentosError("disk-failed", f"the image cannot be written to the disk: {failures[0].strerror}")
-    return measured
+    def _listen(self, child: int, pipes: Mapping[int, _Lines], limits: Limits) -> None:
+        """Take messages until the child has ended, or everybody must because the session has."""
+        ended = pidfd_open(child)
+        waiting = poll()
+        for descriptor in (ended, self._control.fileno(), *pipes):
+            waiting.register(descriptor, POLLIN)
+        deadline = time.monotonic() + limits.wall_seconds
+        try:
+            while True:
+                found = [descriptor for descriptor, _ in waiting.poll(max(0, deadline - time.monotonic()) * 1000)]
+                if not found:
+                    raise AgentosError("import-timeout", f"the import took more than {limits.wall_seconds:g} s")
+                if self._control.fileno() in found:
+                    os._exit(0)
+                for descriptor in found:
+                    if descriptor in pipes and not pipes[descriptor].take():
+                        waiting.unregister(descriptor)
+                if found == [ended]:
+                    return
+        finally:
+            os.close(ended)
 
 
-def _ended(status: int, job: Job) -> AgentosError:
-    """Why the unpacker is gone without a word."""
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU:
-        return AgentosError(
-            "image-too-large", f"the import took more than {job.limits.cpu_seconds} s of processor time"
-        )
-    how = (
-        f"signal {os.WTERMSIG(status)}"
-        if os.WIFSIGNALED(status)
-        else f"exit status {os.waitstatus_to_exitcode(status)}"
-    )
+def _ended(code: int, limits: Limits) -> AgentosError:
+    """Why a child is gone without a word."""
+    if code == -signal.SIGXCPU:
+        return AgentosError("image-too-large", f"the import took more than {limits.cpu_seconds} s of processor time")
+    how = f"signal {-code}" if code < 0 else f"exit status {code}"
     return AgentosError(
         "import-failed", f"the unpacker ended by {how}", hint="out of memory, or an archive made to break it?"
     )
 
 
-def run(job: Job) -> None:
-    """The warden's life."""
-    os.umask(0)
-    userns = tree = -1
-    if job.directory:
-        tree = os.dup(job.tree)
-    else:
-        userns = confine.make_userns(confine.UNPACKER_BASE)
-        tree = confine.idmapped(job.tree, userns)
-    own_pids = ns.open_own("pid")
-    confine.leave_host()
-    child, pipe = _fork_unpacker(job, tree, userns)
-    ns.setns(own_pids, ns.CLONE_NEWPID)  # a process whose children would be elsewhere cannot start threads
-    os.close(own_pids)
-    confine.keep_capabilities(confine.FILE_CAPABILITIES)
+def _functions() -> dict[str, Callable[..., Any]]:
+    """What the children may be asked to run, imported."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name, place in (TASKS | _FUNCTIONS).items():
+        module, _, function = place.partition(":")
+        if importlib.util.find_spec(module) is None:
+            continue
+        found[name] = getattr(importlib.import_module(module), function)
+    return found
+
+
+def _wait_for(warden: int) -> NoReturn:
+    """The starter's life after the fork: it holds nothing, and ends with the warden."""
+    children.keep_only()
+    confine.keep_capabilities(())
+    os.waitpid(warden, 0)
+    os._exit(0)
+
+
+def _live(control: socket.socket, userns: int, functions: children.Functions) -> NoReturn:
+    """The warden's life from fork to end."""
     confine.die_with_parent()
-    os.close(tree)
-    os.close(job.source)
-    word = _relay(pipe, job.status)
-    _, status = os.waitpid(child, 0)
-    if isinstance(word, Failed):
-        send(job.status, word)
-    elif word is None or status != 0:
-        raise _ended(status, job)
-    else:
-        send(job.status, word)
-        send(job.status, _measure_and_sync(job.tree))
+    os.umask(0)
+    confine.keep_capabilities(confine.FILE_CAPABILITIES)
+    Warden(control, userns, functions).serve()
+    os._exit(0)
 
 
 def main() -> None:
     """Entry point; the exit status says nothing, the messages do."""
-    sys.setswitchinterval(
-        0.0005
-    )  # the decompressor's thread waits for the lock at each chunk; 5 ms each would be the longest part
-    job = msgspec.json.decode(sys.argv[1], type=Job)
-    confine.die_with_parent()
-    if os.getppid() != job.parent:
-        os._exit(1)  # the importer died before the line above
+    # the decompressor's thread waits for the interpreter's lock at each chunk; 5 ms each would be the longest part
+    sys.setswitchinterval(0.0005)
+    control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        run(job)
-    except BaseException as error:
-        send(job.status, _failure(error, "importing"))
+        functions = _functions()
+        userns = confine.make_userns(confine.UNPACKER_BASE)
+        confine.leave_host()
+        gc.collect()
+        gc.freeze()  # what is never looked at again is never copied by a fork
+        warden = os.fork()
+    except Exception as error:
+        control.send(msgspec.json.encode(failure(error, "starting the worker")))
         raise SystemExit(1) from None
+    if warden:
+        _wait_for(warden)
+    _live(control, userns, functions)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from agentos_native.images import Image, ImageConfig, ImageStore, resolve_user
 from agentos_native.images import names as image_names
 from agentos_native.images.catalog import manifest_digest
 from agentos_native.images.remove import remove_path, remove_tree
-from agentos_native.images.session import open_source, printable
+from agentos_native.images.session import printable
+from agentos_native.images.sources import open_source
 from agentos_native.images.unpack.digest import measure
 from agentos_native.images.volume import refuse_private, volume_mount
 

@@ -14,8 +14,8 @@ import os
 import stat
 from typing import Final
 
-from agentos_native.images.model import Measured
 from agentos_native.images.unpack.directory import read_xattrs
+from agentos_native.images.unpack.messages import Measured
 from agentos_native.images.unpack.stream import CHUNK
 from agentos_native.images.unpack.writer import STRICT
 from agentos_native.kernel.openat2 import openat2

@@ -1,0 +1,117 @@
+"""What a confined child does for one job, from its fds to its last word; the processes are those of `images.worker`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from agentos_native.errors import AgentosError
+from agentos_native.images.unpack.archive import entries
+from agentos_native.images.unpack.digest import measure
+from agentos_native.images.unpack.directory import DirectoryReader
+from agentos_native.images.unpack.messages import Answered, Failed, Job, Measured, Message, Progress, Written
+from agentos_native.images.unpack.stream import Forward, corrupt
+from agentos_native.images.unpack.writer import TreeWriter
+from agentos_native.kernel.libc import SyscallError, libc_call
+
+Task = Callable[[bytes], bytes]
+Report = Callable[[int, int], None]
+
+_INTERVAL: Final = 0.1
+
+
+def send(descriptor: int, message: Message) -> None:
+    """Write one message as a line."""
+    data = memoryview(msgspec.json.encode(message) + b"\n")
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def reporter(descriptor: int) -> Report:
+    """A progress callback that sends at most ten messages a second."""
+    due = time.monotonic() + _INTERVAL
+
+    def report(count: int, size: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due:
+            due = now + _INTERVAL
+            send(descriptor, Progress(count, size))
+
+    return report
+
+
+def failure(error: BaseException, doing: str) -> Failed:
+    """Any exception as what the user reads."""
+    if isinstance(error, AgentosError):
+        known = error
+    elif isinstance(error, MemoryError):
+        known = AgentosError("image-too-large", "the archive's headers need more memory than an import may use", doing)
+    elif isinstance(error, SyscallError):
+        known = AgentosError(
+            "import-not-confined", str(error), doing, "`agentos-native check` says what this host lacks"
+        )
+    else:
+        known = AgentosError("import-failed", f"{type(error).__name__}: {error}", doing)
+    return Failed(known.to_dict())
+
+
+def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
+    """An archive, in an unprivileged child."""
+    writer = TreeWriter(descriptors["target"], job.limits, reporter(status))
+    stream = Forward(descriptors["source"], job.limits)
+    for entry in entries(stream, job.limits):
+        stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
+        writer.add(entry, stream.blocks(stored))
+    if not writer.entries:
+        raise corrupt("the archive is empty")
+    writer.finish()
+    send(status, Progress(writer.entries, writer.bytes))
+    return Written(notes=writer.notes())
+
+
+def read_directory(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
+    """A directory, in a child with the warden's file capabilities."""
+    writer = TreeWriter(descriptors["tree"], job.limits, reporter(status))
+    reader = DirectoryReader(descriptors["source"], job.limits)
+    reader.copy(writer)
+    writer.finish()
+    send(status, Progress(writer.entries, writer.bytes))
+    return Written(notes=reader.notes() + writer.notes())
+
+
+def answer(job: Job, task: Task, descriptors: Mapping[str, int]) -> Answered:
+    """A pure function, in an unprivileged child."""
+    result = memoryview(task(job.request))
+    while result:
+        result = result[os.write(descriptors["answer"], result) :]
+    return Answered()
+
+
+def measure_tree(tree: int, *, sync: bool) -> Measured:
+    """The digest of what is on disk, while a thread makes sure that it is on disk."""
+    failures: list[OSError] = []
+
+    def write_out() -> None:
+        try:
+            libc_call("syncfs", tree)
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=write_out, name="syncfs")
+    if sync:
+        thread.start()
+    try:
+        measured = measure(tree)
+    except (OSError, KeyError) as error:
+        raise AgentosError("tree-not-read", f"the tree cannot be read: {error}") from None
+    if sync:
+        thread.join()
+    if failures:
+        raise AgentosError("disk-failed", f"the image cannot be written to the disk: {failures[0].strerror}")
+    return measured
