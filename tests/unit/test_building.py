@@ -321,7 +321,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, text: str, code: str, words
 def test_what_a_killed_supervisor_left_is_removed(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         left = pins.Pins(scene.lifecycle.host, scene.store.catalog, "dead")
-        image = await left.pin(scene.base.stack)
+        image = left.pin(scene.base.stack)
         assert image.digest != scene.base.digest
         assert await scene.builder.recover() == [image.digest]
         assert scene.left() == ([], [], [])

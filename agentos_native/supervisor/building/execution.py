@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import platform
@@ -18,14 +17,14 @@ from agentos_native.errors import AgentosError
 from agentos_native.images import names
 from agentos_native.images.build import context
 from agentos_native.images.build.evaluate import evaluate
-from agentos_native.images.build.model import Copy, Plan, Run, Stage, Step
+from agentos_native.images.build.model import Copy, Instruction, Plan, Run, Stage, Step
 from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
 from agentos_native.images.unpack.messages import Progress
 from agentos_native.spec.model import NetworkMode
 from agentos_native.supervisor import admission
 from agentos_native.supervisor.building import failing, keys, sandbox
 from agentos_native.supervisor.building.feed import Feed, Output
-from agentos_native.supervisor.building.pins import Pins, leased
+from agentos_native.supervisor.building.pins import Leased, Pins
 from agentos_native.supervisor.building.workshop import Hand, Workshop, open_context, read_dockerfile
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.wire.images import BuildRequest, ImageEvent
@@ -68,6 +67,7 @@ class Build:
         self._id = build
         self._feed = feed
         self._hand = Hand()
+        self._leased = Leased(workshop.catalog)
         self._pins = Pins(self._host, workshop.catalog, build)
         self._bases: dict[str, Image] = {}
         self._trees: dict[int, _Tree] = {}
@@ -85,9 +85,9 @@ class Build:
         wanted = [names.parse_name(name) for name in request.names]
         sandbox.limits_of(request)
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(leased(self._workshop.catalog))
+            await stack.enter_async_context(self._leased)
             stack.push_async_callback(self._end)
-            directory = await asyncio.to_thread(open_context, request)
+            directory = await self._thread(open_context, request)
             stack.callback(os.close, directory)
             plan = await self._plan(directory)
             for note in plan.notes:
@@ -98,19 +98,23 @@ class Build:
             return await self._commit(self._trees[plan.stages[-1].index], plan, wanted)
 
     async def _end(self) -> None:
-        await asyncio.to_thread(self._hand.drop)
-        await self._pins.drop()
+        await self._leased.call(self._hand.drop)
+        await self._leased.call(self._pins.drop)
+        self._pins.forget()
 
     # -- what is to be done
 
     async def _plan(self, directory: int) -> Plan:
-        text, self._file = await asyncio.to_thread(read_dockerfile, self._request)
+        text, self._file = await self._thread(read_dockerfile, self._request)
         instructions = await self._thread(self._workshop.instructions, self._hand, text, self._file)
         file = os.path.relpath(self._request.file, self._request.context) if self._request.file else "Dockerfile"
         inside = "Dockerfile" if file.startswith("..") else file
-        self._context = await asyncio.to_thread(context.open_context, directory, inside)
-        return await asyncio.to_thread(
-            evaluate,
+        self._context = await self._thread(context.open_context, directory, inside)
+        return await self._thread(self._evaluate, instructions)
+
+    def _evaluate(self, instructions: tuple[Instruction, ...]) -> Plan:
+        """In a thread: it looks images up."""
+        return evaluate(
             instructions,
             self._request.args,
             lambda name: self._base(name).config,
@@ -171,7 +175,7 @@ class Build:
     async def _known(self, key: str, place: _Place) -> Layer | None:
         if self._request.no_cache:
             return None
-        layer = await asyncio.to_thread(self._workshop.catalog.known, key)
+        layer = await self._thread(self._workshop.catalog.known, key)
         if layer is not None:
             self._feed.put(ImageEvent(kind="cached", step=place.step, steps=place.steps))
         return layer
@@ -216,7 +220,7 @@ class Build:
     async def _run(self, tree: _Tree, step: Step, run: Run, network: NetworkMode, key: str, place: _Place) -> Layer:
         if not tree.layers:
             raise failing.error(self._describe(place), "there is no program in an empty stage", run, network, ())
-        image = await self._pins.pin(tree.layers)
+        image = await self._thread(self._pins.pin, tree.layers)
         spec = sandbox.spec_of(run, self._request, network, self._id, place.step, image.digest)
         output = Output(self._feed, place.step)
         async with contextlib.AsyncExitStack() as stack:
@@ -249,7 +253,7 @@ class Build:
         manifest = Manifest(
             config=config, layers=(*tree.layers, made), created=time.time(), architecture=_architecture()
         )
-        return await asyncio.to_thread(self._workshop.catalog.commit, None, manifest)
+        return await self._thread(self._workshop.catalog.commit, None, manifest)
 
     # -- the end
 
@@ -266,7 +270,7 @@ class Build:
         catalog = self._workshop.catalog
         image = None
         for name in wanted or (None,):
-            image = await asyncio.to_thread(catalog.commit, name, manifest)
+            image = await self._thread(catalog.commit, name, manifest)
         assert image is not None
         return image
 
@@ -296,16 +300,8 @@ class Build:
         return report
 
     async def _thread(self, work: Callable[..., T], *arguments: Any) -> T:
-        """`work` in a thread; when this task is cancelled the worker is ended, and the thread waited for."""
-        task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.to_thread(self._hand.drop)
-            await asyncio.wait([task])
-            if not task.cancelled():
-                task.exception()  # it has failed because its worker is gone
-            raise
+        """`work` in a thread, under the build's lease; when this task is cancelled the confined worker is ended."""
+        return await self._leased.call(work, *arguments, interrupt=self._hand.drop)
 
 
 def _find(workshop: Workshop, name: str) -> Image:

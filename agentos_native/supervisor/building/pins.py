@@ -6,40 +6,51 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from agentos_native.errors import AgentosError
-from agentos_native.images import leases
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
 from agentos_native.supervisor.agents import BUILD_LABEL
 from agentos_native.supervisor.host import Host
 
+T = TypeVar("T")
 
-@contextlib.asynccontextmanager
-async def leased(catalog: Catalog) -> AsyncIterator[None]:
-    """This task, and the threads that it asks, work under a lease of the store.
 
-    The store's lock is waited for in threads: whoever has it may be writing to the disk.
+class Leased:
+    """Calls in threads that work under one lease of the store; one at a time. Use as a context.
+
+    The lease is a matter of the context (contextvars(3)) that it was begun in, so all calls run in that one. None is
+    left behind by a task that is cancelled: it waits for their end.
     """
-    lease = await _whole(catalog.begin_lease)
-    try:
-        with leases.under(lease):
-            yield
-    finally:
-        await _whole(catalog.end_lease, lease)
 
+    def __init__(self, catalog: Catalog) -> None:
+        self._context = contextvars.copy_context()
+        self._lease = catalog.lease()
 
-async def _whole(call: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of `call` in a thread, to whose end it comes even when this task is cancelled meanwhile."""
-    loop = asyncio.get_running_loop()
-    future = loop.run_in_executor(None, call, *arguments)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise
+    async def __aenter__(self) -> Leased:
+        try:
+            await self.call(self._lease.__enter__)
+        except asyncio.CancelledError:
+            await self.__aexit__()  # it was begun all the same
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.call(self._lease.__exit__, None, None, None)
+
+    async def call(self, work: Callable[..., T], *arguments: Any, interrupt: Callable[[], object] = lambda: None) -> T:
+        """The result of `work`. When this task is cancelled, `interrupt` is called (in a thread) to make it short."""
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(None, self._context.run, work, *arguments)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await loop.run_in_executor(None, interrupt)
+            await asyncio.wait([future])
+            future.exception()  # as interrupted work may have
+            raise
 
 
 class Pins:
@@ -54,21 +65,22 @@ class Pins:
         self._label = {BUILD_LABEL: build}
         self._stages: dict[tuple[Layer, ...], Image] = {}
 
-    async def pin(self, layers: tuple[Layer, ...]) -> Image:
-        """An image of these layers."""
+    def pin(self, layers: tuple[Layer, ...]) -> Image:
+        """An image of these layers. Blocks."""
         if layers not in self._stages:
-            await _whole(contextvars.copy_context().run, self._commit, layers)
+            manifest = Manifest(config=ImageConfig(labels=self._label), layers=layers, created=time.time())
+            self._stages[layers] = self._catalog.commit(None, manifest)
         return self._stages[layers]
 
-    def _commit(self, layers: tuple[Layer, ...]) -> None:
-        manifest = Manifest(config=ImageConfig(labels=self._label), layers=layers, created=time.time())
-        self._stages[layers] = self._catalog.commit(None, manifest)
-
-    async def drop(self) -> None:
-        """Remove them all."""
+    def drop(self) -> None:
+        """Remove them all. Blocks."""
         for image in self._stages.values():
             with contextlib.suppress(AgentosError):  # removed by hand
-                await asyncio.to_thread(self._catalog.remove, image.digest)
+                self._catalog.remove(image.digest)
+
+    def forget(self) -> None:
+        """After `drop`, on the event loop's thread: nobody remembers them."""
+        for image in self._stages.values():
             self._host.forget_image(image.digest)
         self._stages.clear()
 
