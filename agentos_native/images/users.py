@@ -66,6 +66,27 @@ def _resolve(root: int, wanted: str) -> User:
     return User(entry.uid, entry.gid, _memberships(root, entry.name, entry.gid), entry.home)
 
 
+def owner_of(root: int, text: str) -> tuple[int, int]:
+    """The uid and gid of ``--chown``: ``user``, ``user:group`` or ``:group``, names as in the root directory `root`.
+
+    A number without a group is its own group, as Docker has it. `root` -1: there is nothing to look names up in.
+
+    Raises:
+        AgentosError: ``user-not-found``, ``invalid-user``.
+    """
+    who, colon, group = text.partition(":")
+    if (colon and not group) or not text or "\0" in text:
+        raise AgentosError("invalid-user", f"{text!r} is no owner", hint="uid, uid:gid, name or name:group")
+    for name in (who, group):
+        if root < 0 and name and _number(name) is None:
+            raise AgentosError("user-not-found", f"there is no {name!r} in an empty image", hint="use a number")
+    if not who:
+        return 0, _group(root, group)
+    number = _number(who)
+    uid, gid = (_in_range(number, who),) * 2 if number is not None else _user(root, who)[1:3]
+    return uid, _group(root, group) if group else gid
+
+
 def _root_home(root: int) -> str:
     return next((_home(fields) for fields in _lines(root, "etc/passwd", 4) if _number(fields[2]) == 0), "")
 

@@ -7,6 +7,14 @@ import msgspec
 from agentos_native.images.model import ImageConfig
 
 
+class Heredoc(msgspec.Struct, frozen=True, kw_only=True):
+    """``<<NAME`` and what follows up to the line NAME; `expand`: the name was not quoted, so ``$`` means something."""
+
+    name: str
+    content: str
+    expand: bool = True
+
+
 class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     """One instruction as it is written.
 
@@ -17,7 +25,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
             and ``$`` still in.
         text: the arguments as one string, continuation lines joined: what a shell form gives to its shell.
         exec_form: whether they were a JSON list.
-        heredocs: name and content of each ``<<NAME`` of the instruction, in order.
+        heredocs: each ``<<NAME`` of the instruction, in order.
+        escape: the character that takes the meaning from the next, ``\\`` or (``# escape=``) a backquote.
     """
 
     name: str
@@ -27,7 +36,8 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     words: tuple[str, ...] = ()
     flags: tuple[tuple[str, str], ...] = ()
     exec_form: bool = False
-    heredocs: tuple[tuple[str, str], ...] = ()
+    heredocs: tuple[Heredoc, ...] = ()
+    escape: str = "\\"
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +58,9 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
         sources: patterns relative to their root, for the context or the root of another stage or image.
         destination: absolute; ends with "/" when it has to be a directory.
         origin: "" for the context, else a stage's index ("0") or an image's name.
+        chown: as written; "" for 0:0, or with an `origin` the owner that the file has there.
         unpack: ADD: a tar among the sources is unpacked.
+        parents: a source keeps the directories of its own path below the destination.
         files: heredocs: name → content; copied like sources.
     """
 
@@ -58,6 +70,7 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     chown: str = ""
     chmod: str = ""
     unpack: bool = False
+    parents: bool = False
     exclude: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
 
@@ -74,7 +87,9 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True):
-    """One FROM and what follows. `base`: an image's name, "" for scratch, or the index of an earlier stage ("0")."""
+    """One FROM and what follows. `base`: an image's name, "" for scratch; `base_stage`: the index of an earlier stage,
+    or -1.
+    """
 
     index: int
     name: str
@@ -82,4 +97,14 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     base_stage: int = -1
     line: int = 0
     text: str = ""
+    config: ImageConfig = ImageConfig()
+    """What the steps begin with: the base's own."""
     steps: tuple[Step, ...] = ()
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """The stages that the target needs, in the order of the file; the last is the target. `notes` in words."""
+
+    stages: tuple[Stage, ...]
+    notes: tuple[str, ...] = ()
+    author: str = ""
