@@ -66,6 +66,8 @@ from agentos_native.images.unpack.messages import (
 from agentos_native.kernel.process import pidfd_open
 
 TASKS: Final[dict[str, str]] = {
+    "archive-head": "agentos_native.images.build.heads:task",
+    "dockerfile": "agentos_native.images.build.dockerfile:task",
     "oci-survey": "agentos_native.images.oci.survey:survey",
 }
 """What `Session.ask` may run: name → "module:function", a function of bytes to bytes that opens nothing. Imported
