@@ -6,16 +6,21 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from agentos_native.errors import AgentosError
+from agentos_native.images.store import ImageStore
 from agentos_native.supervisor.building.builder import Builder, Running
+from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.supervisor.routes import Endpoint, Lines, body
+from agentos_native.supervisor.views import image_view
 from agentos_native.wire.images import BuildRequest, ImageEvent
 
 
 class BuildRoutes:
     """Handlers; one per supervisor."""
 
-    def __init__(self, builder: Builder) -> None:
-        self._builder = builder
+    def __init__(self, lifecycle: Lifecycle, store: ImageStore) -> None:
+        self._builder = Builder(lifecycle, store, image_view)
+        self.recover = self._builder.recover
+        self.close = self._builder.close
 
     def table(self) -> list[Endpoint]:
         """The rows of the API."""

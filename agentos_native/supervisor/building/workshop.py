@@ -103,7 +103,14 @@ class Workshop:
             staged = stack.enter_context(self.catalog.staging())
             session = hand.session()
             unpacked = apply.copy_files(
-                session, copy, selection, source_fd=source_fd, tree_fd=staged.fd, base_fd=base_fd, progress=report
+                session,
+                copy,
+                selection,
+                source_fd=source_fd,
+                tree_fd=staged.fd,
+                base_fd=base_fd,
+                layers=self._paths(below),
+                progress=report,
             )
             return self.catalog.add_layer(staged, unpacked.measured.layer(), [key]), unpacked.notes
 
@@ -148,11 +155,14 @@ class Workshop:
         if not layers:
             yield -1
             return
-        merged = rootfs.view([self.catalog.layer_path(layer.digest) for layer in layers], None)
+        merged = rootfs.view(self._paths(layers), None)
         try:
             yield merged
         finally:
             os.close(merged)
+
+    def _paths(self, layers: Sequence[Layer]) -> list[Path]:
+        return [self.catalog.layer_path(layer.digest) for layer in layers]
 
 
 def _is_directory(root: int, path: str) -> bool:
