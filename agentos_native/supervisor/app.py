@@ -211,6 +211,7 @@ class App:
     async def _serve(self, stack: contextlib.AsyncExitStack, lifecycle: Lifecycle) -> None:
         # A quarter of all that is imported: agents that have been adopted need not wait for it with their first tick.
         from agentos_native.supervisor.routes_agents import AgentRoutes
+        from agentos_native.supervisor.routes_build import BuildRoutes
         from agentos_native.supervisor.routes_images import ImageRoutes
         from agentos_native.supervisor.routes_node import NodeRoutes
         from agentos_native.supervisor.routes_pull import PullRoutes
@@ -225,7 +226,11 @@ class App:
         pulls = PullRoutes(host, self._store)
         stack.push_async_callback(pulls.close)
         transfers = TransferRoutes(host, self._store)
+        builds = BuildRoutes(lifecycle, self._store)
+        await builds.recover()
+        stack.push_async_callback(builds.close)  # before the agents, of which some are its own
         rows = [*node.table(), *agents.table(), *transfers.table(), *images.table(), *pulls.table()]
+        rows += builds.table()
         node.everything = rows
         self._server = Server(application(rows, StreamRoutes(host)), bind(self._options.settings.socket))
         await self._server.start()
