@@ -65,7 +65,7 @@ class Verification:
             for digest, layer in layers.items():
                 problem = self._look_at(layer)
                 self.done += layer.size
-                yield Finding(image=", ".join(owners[digest]), layer=digest, problem=problem)
+                yield Finding(image=", ".join(sorted(owners[digest])), layer=digest, problem=problem)
 
     def _plan(self, ref: str | None) -> tuple[list[Finding], dict[str, Layer], dict[str, list[str]]]:
         """What there is to say of records and keys; the layers to read; which images have them."""
