@@ -108,7 +108,7 @@ def test_what_run_sees_and_what_its_layer_keeps(ground: Place, context: Path) ->
     assert "V=two" not in image.config["env"]
     assert said(ground, "seen") == ["root 4755"]
     look = "stat -c '%u:%g %h' /work /work/fifo; cat /tmp/file; ls /work/place; cat /etc/hostname"
-    assert said(ground, "seen", "sh", "-c", look) == ["1000:1000 3", "0:0 2", "x", "mine", "look"]
+    assert said(ground, "seen", "sh", "-c", look) == ["1000:1000 1", "0:0 2", "x", "mine", "look"]
     layers = [Path(ground.directory / "state/images/layers", layer.digest[7:]) for layer in image.layers]
     assert len(layers) == 6
     assert not any(
@@ -297,7 +297,8 @@ def test_kill_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, context: P
 
 
 def cli(ground: Place, *words: str, data: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "agentos_native", "--socket", ground.client.socket, *words]
+    program = "import sys; from agentos_native.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "--socket", ground.client.socket, *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, input=data)
 
 
