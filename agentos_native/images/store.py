@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import builtins
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from agentos_native.images import names, rootfs
+from agentos_native.images import rootfs
 from agentos_native.images.catalog import Catalog
-from agentos_native.images.model import DEFAULT_COMMAND, Image, ImageConfig, Layer, Limits, Manifest
-from agentos_native.images.session import ProgressCallback, new_job, open_source, run_worker
+from agentos_native.images.diff import Change, diff
+from agentos_native.images.gc import Freed, InUse
+from agentos_native.images.model import Image, Limits
+from agentos_native.images.oci.exporting import ExportOptions, export_image
+from agentos_native.images.oci.importing import ImportOptions, Watch, import_image
+from agentos_native.images.session import ProgressCallback, Session
+from agentos_native.images.verify import Finding, Verification
 
 
 class ImageStore:
@@ -33,9 +37,47 @@ class ImageStore:
         """See `Catalog.inspect`."""
         return self.catalog.inspect(ref)
 
-    def remove(self, ref: str, in_use: Collection[str] = ()) -> builtins.list[str]:
+    def sharing(self) -> dict[str, int]:
+        """See `Catalog.sharing`."""
+        return self.catalog.sharing()
+
+    def tag(self, ref: str, name: str) -> Image:
+        """See `Catalog.tag`."""
+        return self.catalog.tag(ref, name)
+
+    def remove(self, ref: str, in_use: InUse = ()) -> builtins.list[str]:
         """See `Catalog.remove`."""
         return self.catalog.remove(ref, in_use)
+
+    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = None) -> Freed:
+        """See `Catalog.gc`."""
+        return self.catalog.gc(in_use, dry_run=dry_run, older_than=older_than)
+
+    def verify(
+        self, ref: str | None = None, report: Callable[[Finding, int, int], None] = lambda *_: None
+    ) -> builtins.list[Finding]:
+        """Read an image, or everything in the store, and compare it with what it was.
+
+        Args:
+            report: called with each finding, and how many bytes of how many have been read.
+
+        Raises:
+            AgentosError: ``image-not-found``, ``import-not-confined``.
+        """
+        findings = []
+        with Session() as session:
+            verification = Verification(self.catalog, session.measure)
+            for finding in verification.run(ref):
+                findings.append(finding)
+                report(finding, verification.done, verification.total)
+        return findings
+
+    def diff(self, ref: str, against: str | None = None) -> Iterator[Change]:
+        """What `ref` changes of the image `against`; None: what its top layer changes of those below it."""
+        with self.catalog.lease():
+            image = self.catalog.get(ref)
+            before = image.layers[:-1] if against is None else self.catalog.get(against).layers
+            yield from diff(before, image.layers)
 
     def recover(self) -> builtins.list[str]:
         """See `Catalog.recover`."""
@@ -47,40 +89,27 @@ class ImageStore:
         source: Path | BinaryIO,
         progress: ProgressCallback | None = None,
         *,
-        entrypoint: Sequence[str] = (),
-        cmd: Sequence[str] = DEFAULT_COMMAND,
-        env: Mapping[str, str] | None = None,
-        workdir: str = "/",
-        user: str = "",
-        labels: Mapping[str, str] | None = None,
+        options: ImportOptions = ImportOptions(),  # noqa: B008 - immutable
         limits: Limits = Limits(),  # noqa: B008 - immutable
+        watch: Watch | None = None,
     ) -> Image:
-        """Unpack a directory or a tar (plain, gzip, xz, zstd; a pipe will do) and call it `name`.
+        """Unpack a directory, a tar (plain, gzip, xz, zstd; a pipe will do), an OCI layout or a ``docker save`` archive
+        and call it `name`.
 
         Blocks until it is on disk. An earlier image of that name stays in the store, by digest, for those who use it.
 
         Args:
             progress: called about ten times a second with entries and bytes so far, in the calling thread.
-            entrypoint, cmd, env, workdir, user, labels: what neither a directory nor a plain tar says about itself.
+            watch: called with what happens, in the calling thread.
 
         Raises:
             AgentosError: the store is as it was.
         """
-        name = names.parse_name(name)
-        config = ImageConfig(
-            entrypoint=tuple(entrypoint),
-            cmd=tuple(cmd),
-            env=tuple((env or {}).items()),
-            workdir=workdir,
-            user=user,
-            labels=dict(labels or {}),
-        )
-        with open_source(source) as (descriptor, directory), self.catalog.staging() as staged:
-            measured, notes = run_worker(new_job(descriptor, directory, staged.fd, limits), progress)
-            layer = Layer(digest=measured.digest, size=measured.size, entries=measured.entries)
-            self.catalog.add_layer(staged, layer)
-            manifest = Manifest(config=config, layers=(layer,), created=time.time(), notes=notes)
-            return self.catalog.commit(name, manifest)
+        return import_image(self.catalog, name, source, options, limits=limits, watch=watch, progress=progress)
+
+    def export(self, ref: str, out: int, options: ExportOptions = ExportOptions()) -> None:  # noqa: B008 - immutable
+        """Write an image to the fd `out`; see `oci.exporting.export_image`."""
+        export_image(self.catalog, ref, out, options)
 
     # -- agents' root filesystems: see `rootfs`
 
