@@ -1,25 +1,19 @@
-"""The API of images: what is in the store and its upkeep; importing streams a tar through a pipe to the store, which
-unpacks it in a process of its own."""
+"""The API of images: what is in the store and its upkeep; `routes_transfer` has those that come and go."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import os
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from starlette.requests import Request
 
-from agentos_native.errors import AgentosError
 from agentos_native.images.model import Image
 from agentos_native.images.store import ImageStore
 from agentos_native.images.verify import Finding
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.routes import Endpoint, Lines, as_error, body, path_word
-from agentos_native.supervisor.streams import write_all
 from agentos_native.supervisor.threads import lines_of
 from agentos_native.supervisor.views import image_view
 from agentos_native.wire import images as wire
@@ -37,14 +31,14 @@ class ImageRoutes:
 
     def table(self) -> list[Endpoint]:
         """The rows of the API."""
-        source, against = ("name", "source"), ("against",)
         return [
             Endpoint("GET", "/v1/images", self.list, "Images", None, wire.ImageList),
-            Endpoint("POST", "/v1/images", self.import_, "Import a tree or a tar", None, wire.ImageBody, query=source),
             Endpoint("GET", "/v1/images/{ref}", self.show, "One image", None, wire.ImageBody),
             Endpoint("DELETE", "/v1/images/{ref}", self.remove, "Remove a name or an image", status=204),
             Endpoint("POST", "/v1/images/{ref}/tag", self.tag, "A further name", wire.TagRequest, wire.ImageBody),
-            Endpoint("GET", "/v1/images/{ref}/diff", self.diff, "Changed paths", None, wire.DiffResult, query=against),
+            Endpoint(
+                "GET", "/v1/images/{ref}/diff", self.diff, "Changed paths", None, wire.DiffResult, query=("against",)
+            ),
             Endpoint("POST", "/v1/images/gc", self.gc, "Free what nothing reaches", wire.GcRequest, wire.GcResult),
             Endpoint(
                 "POST",
@@ -138,38 +132,3 @@ class ImageRoutes:
 
     async def _view(self, image: Image) -> wire.ImageBody:
         return image_view(image, await asyncio.to_thread(self._store.sharing))
-
-    async def import_(self, request: Request) -> wire.ImageBody:
-        """From ``source``, a path on this machine, or from the body: a tar, plain or compressed."""
-        name = request.query_params.get("name", "")
-        if not name:
-            raise AgentosError("invalid-request", "an image needs a name", "query parameter name")
-        source = request.query_params.get("source")
-        if source is not None:
-            image = await asyncio.to_thread(self._store.import_, name, Path(source))
-        else:
-            image = await self._import_stream(request, name)
-        self._host.events.add("image-imported", image=name, digest=image.digest)
-        return await self._view(image)
-
-    async def _import_stream(self, request: Request, name: str) -> Image:
-        reading, writing = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(writing, False)
-        feeder = asyncio.create_task(_feed(request, writing))
-        try:
-            with open(reading, "rb", buffering=0) as file:
-                return await asyncio.to_thread(self._store.import_, name, file)
-        finally:
-            feeder.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await feeder
-
-
-async def _feed(request: Request, fd: int) -> None:
-    """The body into the pipe. A client that goes away in the middle leaves a cut archive, which the store refuses."""
-    try:
-        async for chunk in request.stream():
-            if not await write_all(fd, chunk):
-                return
-    finally:
-        os.close(fd)

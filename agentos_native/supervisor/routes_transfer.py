@@ -19,7 +19,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.model import Image
 from agentos_native.images.oci.exporting import ExportOptions
 from agentos_native.images.oci.importing import ImportOptions
 from agentos_native.images.store import ImageStore
@@ -65,7 +64,7 @@ class TransferRoutes:
             raise AgentosError("invalid-request", "source is no absolute path", path[:300])
         work = _Import(self._host, self._store, name, options)
         if not flag(request, "follow"):
-            return image_view(await (work.from_path(Path(path)) if path else work.from_body(request)))
+            return await (work.from_path(Path(path)) if path else work.from_body(request))
         return _Followed(work, request, Path(path) if path else None)
 
     # -- out
@@ -109,10 +108,10 @@ class _Import:
         self._options = options
         self.watch: Callable[[wire.ImageEvent], None] | None = None
 
-    async def from_path(self, path: Path) -> Image:
+    async def from_path(self, path: Path) -> wire.ImageBody:
         return await self._run(path)
 
-    async def from_body(self, request: Request) -> Image:
+    async def from_body(self, request: Request) -> wire.ImageBody:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         os.set_blocking(writing, False)
         feeder = asyncio.create_task(_feed(request, writing))
@@ -124,9 +123,10 @@ class _Import:
             with contextlib.suppress(asyncio.CancelledError, ClientDisconnect):
                 await feeder
 
-    async def _run(self, source: Path | BinaryIO) -> Image:
-        def work() -> Image:
-            return self._store.import_(self._name, source, options=self._options, watch=self.watch)
+    async def _run(self, source: Path | BinaryIO) -> wire.ImageBody:
+        def work() -> wire.ImageBody:
+            image = self._store.import_(self._name, source, options=self._options, watch=self.watch)
+            return image_view(image, self._store.sharing())
 
         image = await asyncio.to_thread(work)
         self._host.events.add("image-imported", image=self._name, digest=image.digest)
@@ -183,7 +183,7 @@ class _Followed(Lines):
             image = await (
                 self._work.from_body(self._request) if self._path is None else self._work.from_path(self._path)
             )
-            last = wire.ImageEvent(kind="done", image=image_view(image))
+            last = wire.ImageEvent(kind="done", image=image)
         except Exception as error:
             last = wire.ImageEvent(kind="failed", error=as_error(error).to_dict())
         self._waiting.put_nowait(last)
