@@ -44,11 +44,12 @@ def parse_challenge(header: str) -> Challenge:
     """A WWW-Authenticate header, which may hold several challenges."""
     found = list(_SCHEME.finditer(header[:_HEADER_MAX]))
     basic, bearer = False, None
-    for match, following in zip(found, [*found[1:], None], strict=True):
+    ends = [match.start() for match in found[1:]] + [_HEADER_MAX]
+    for match, end in zip(found, ends, strict=bool(found)):
         if match[1].lower() == "basic":
             basic = True
         elif bearer is None:
-            text = header[match.end() : following.start() if following else _HEADER_MAX]
+            text = header[match.end() : end]
             bearer = {name.lower(): quoted or plain for name, quoted, plain in _PARAMETER.findall(text)}
     return Challenge(basic, bearer)
 

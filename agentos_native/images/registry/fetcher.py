@@ -196,7 +196,11 @@ def _check(descriptor: oci.Descriptor, limit: int, what: str) -> None:
     if not descriptor.digest.startswith("sha256:"):
         raise unsupported(f"{what} has a digest of another kind than sha256", "push the image with sha256")
     if descriptor.size > limit:
-        raise AgentosError("image-too-large", f"{what} is said to have {descriptor.size} bytes, of {limit} allowed")
+        raise _too_large(f"{what} is said to have {descriptor.size} bytes; {limit} are allowed", descriptor.digest)
+
+
+def _too_large(what: str, where: str = "") -> AgentosError:
+    return AgentosError("image-too-large", what, where, "is the manifest's size a lie, or the image not for here?")
 
 
 def _blob(descriptor: oci.Descriptor) -> Blob:
@@ -211,7 +215,7 @@ def _blobs(contents: oci.Contents, limits: PullLimits) -> tuple[Blob, ...]:
         if sizes.setdefault(layer.digest, layer.size) != layer.size:
             raise invalid("the manifest gives one layer two sizes", layer.digest)
     if sum(sizes.values()) > limits.bytes:
-        raise AgentosError("image-too-large", f"the layers are said to have more than {limits.bytes} bytes together")
+        raise _too_large(f"the layers are said to have more than {limits.bytes} bytes together")
     return tuple(map(_blob, contents.layers))
 
 

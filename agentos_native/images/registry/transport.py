@@ -34,6 +34,13 @@ _TLS_HINT: Final = (
     "--ca-file FILE trusts a further authority; --no-tls-verify trusts anybody; --plain-http speaks without TLS"
 )
 
+_BUNDLES: Final = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
+"""Where distributions keep the authorities that they trust in one file."""
 _NO_TLS: Final = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 
 
@@ -218,17 +225,11 @@ class Transport:
                     "GET", target.path, headers={**_HEADERS, **headers}, preload_content=False, decode_content=False
                 )
                 response = connection.getresponse()
-            if watch.expired:
-                raise _too_slow(target)
-            coding = response.headers.get("Content-Encoding", "identity")
-            if coding.lower() != "identity":
-                raise AgentosError(
-                    "registry-protocol",
-                    f"the answer is in the content coding {coding[:20]!r}, which was not asked for",
-                    target.shown(),
-                    "a blob's digest is of its bytes as they are; is there a proxy in between that recodes?",
-                )
-            yield Answer(target, response.status, response.headers, Body(response, watch, self._limits, target))
+            with contextlib.closing(response):  # which has a file of its own on the socket
+                if watch.expired:
+                    raise _too_slow(target)
+                _check_coding(response, target)
+                yield Answer(target, response.status, response.headers, Body(response, watch, self._limits, target))
 
     def _connection(self, target: Target) -> _Plain | _Secure:
         host = target.host.strip("[]")
@@ -262,6 +263,17 @@ class Transport:
                 target.shown(),
                 "it may be trying to reach what only this machine can reach",
             )
+
+
+def _check_coding(response: urllib3.HTTPResponse, target: Target) -> None:
+    coding = response.headers.get("Content-Encoding", "identity")
+    if coding.lower() != "identity":
+        raise AgentosError(
+            "registry-protocol",
+            f"the answer is in the content coding {coding[:20]!r}, which was not asked for",
+            target.shown(),
+            "a blob's digest is of its bytes as they are; is there a proxy in between that recodes?",
+        )
 
 
 def is_public(address: str) -> bool:
@@ -356,14 +368,11 @@ def tls_context(ca: str, verify: bool) -> ssl.SSLContext:
     Raises:
         AgentosError: ``invalid-ca``.
     """
-    context = ssl.create_default_context()
+    bundle = next(filter(os.path.isfile, _BUNDLES), None)
+    context = ssl.create_default_context(cafile=bundle)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    paths = ssl.get_default_verify_paths()
-    if paths.capath is not None:  # OpenSSL would read it when it needs it, which is when it is out of reach
-        for name in sorted(os.listdir(paths.capath)):
-            if name.endswith((".0", ".1", ".2")):
-                with contextlib.suppress(OSError, ssl.SSLError):
-                    context.load_verify_locations(cafile=os.path.join(paths.capath, name))
+    if bundle is None:
+        _load_directory(context)
     if ca:
         try:
             context.load_verify_locations(cadata=ca)
@@ -373,3 +382,11 @@ def tls_context(ca: str, verify: bool) -> ssl.SSLContext:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
+
+
+def _load_directory(context: ssl.SSLContext) -> None:
+    """Each file of OpenSSL's own directory: it would read them when it needs them, which is when they are gone."""
+    directory = ssl.get_default_verify_paths().capath
+    for name in sorted(os.listdir(directory)) if directory else ():
+        with contextlib.suppress(OSError, ssl.SSLError):
+            context.load_verify_locations(cafile=os.path.join(str(directory), name))
