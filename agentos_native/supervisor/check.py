@@ -94,6 +94,7 @@ def _mounts(state: str) -> list[Probe]:
         Probe("mounts", "mount-api", probes.mount_api, True, NEEDS_KERNEL.format("fsopen and move_mount")),
         Probe("mounts", "idmapped-mounts", partial(probes.idmapped, state), True, other),
         Probe("mounts", "overlay-on-idmapped", partial(probes.overlay, state), True, other),
+        Probe("mounts", "user-attributes", partial(probes.user_attributes, state), True, other),
     ]
     rows += [
         Probe("storage", name, partial(probes.filesystem, name))

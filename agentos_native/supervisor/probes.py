@@ -16,7 +16,7 @@ import socket
 import struct
 import tempfile
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from agentos_native.cgroup import io_files
@@ -148,27 +148,50 @@ def idmapped(directory: str) -> str:
 
 
 def overlay(directory: str) -> str:
-    """An overlay whose lower layer is an idmapped clone of `directory`: an agent's root filesystem."""
+    """An overlay as agents have it: layers over an idmapped clone of `directory`, marks in user.overlay.*."""
 
     def work() -> str:
         with _scratch() as scratch, user_namespace() as userns:
-            for name in ("upper", "work", "lower"):
-                os.mkdir(f"{scratch}/{name}")
+            for name in ("upper", "work", "lower", "top/hidden", "middle/hidden/file", "merged"):
+                os.makedirs(f"{scratch}/{name}")
+            os.setxattr(f"{scratch}/top/hidden", "user.overlay.opaque", b"y")
             lower = mount.open_tree(-100, directory, 1 | os.O_CLOEXEC)
             mount.mount_setattr(lower, "", 0x1000, attr_set=_MOUNT_ATTR_IDMAP, userns_fd=userns)
             # Attached, since a detached mount can be a layer only from Linux 6.15 on (commit ae63304102ec).
             mount.move_mount(lower, "", -100, f"{scratch}/lower", 4)
-            context = mount.fsopen("overlay")
-            mount.fsconfig_set_string(context, "lowerdir", f"{scratch}/lower")
-            mount.fsconfig_set_string(context, "upperdir", f"{scratch}/upper")
-            mount.fsconfig_set_string(context, "workdir", f"{scratch}/work")
-            mount.fsconfig_create(context)
-            os.close(mount.fsmount(context, 1, 0))
-            os.close(context)
+            merged = _layered(scratch, ("top", "middle", "lower"))
+            mount.move_mount(merged, "", -100, f"{scratch}/merged", 4)
+            os.close(merged)
             os.close(lower)
+            if os.listdir(f"{scratch}/merged/hidden"):
+                raise Missing("opaque directories marked by user.overlay.opaque are not understood")
+            os.mkdir(f"{scratch}/merged/written")
+            mount.umount2(f"{scratch}/merged", 2)
         return f"over an idmapped layer on the filesystem of {directory}"
 
     return in_child(work)
+
+
+def _layered(scratch: str, layers: Sequence[str]) -> int:
+    """The overlay, detached; `layers` topmost first."""
+    context = mount.fsopen("overlay")
+    for layer in layers:
+        mount.fsconfig_set_string(context, "lowerdir+", f"{scratch}/{layer}")
+    mount.fsconfig_set_string(context, "upperdir", f"{scratch}/upper")
+    mount.fsconfig_set_string(context, "workdir", f"{scratch}/work")
+    mount.fsconfig_set_flag(context, "userxattr")
+    mount.fsconfig_set_string(context, "redirect_dir", "nofollow")
+    mount.fsconfig_create(context)
+    merged = mount.fsmount(context, 1, 0)
+    os.close(context)
+    return merged
+
+
+def user_attributes(directory: str) -> str:
+    """user.* attributes on `directory`'s filesystem: what marks opaque directories, and what images' files have."""
+    with open(os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "wb") as file:
+        os.setxattr(file.fileno(), "user.overlay.opaque", b"y")
+    return f"on the filesystem of {directory}"
 
 
 def filesystem(name: str) -> str:
