@@ -155,7 +155,7 @@ class Build:
         if not stage.base:
             return _Tree(config=stage.config, architecture=_architecture())
         image = self._base(stage.base)
-        return _Tree(image.stack, [*image.history], stage.config, image.author, image.architecture)
+        return _Tree(image.stack, _whole_history(image), stage.config, image.author, image.architecture)
 
     async def _step(self, tree: _Tree, step: Step, place: _Place) -> Layer | None:
         """The layer that the step makes, or None."""
@@ -333,6 +333,12 @@ def _history(step: Step, empty: bool) -> History:
     if step.run is not None:
         text = "RUN " + " ".join(step.run.argv)
     return History(created_by=text, created=created, comment=COMMENT, empty=empty)
+
+
+def _whole_history(image: Image) -> list[History]:
+    """A step for each layer, also of an image whose history says nothing of its first layers (an imported tree)."""
+    told = sum(not entry.empty for entry in image.history)
+    return [History(comment="imported")] * (len(image.stack) - told) + [*image.history]
 
 
 def _architecture() -> str:
