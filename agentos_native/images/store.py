@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,12 +73,13 @@ class ImageStore:
                 report(finding, verification.done, verification.total)
         return findings
 
-    def diff(self, ref: str, against: str | None = None) -> Iterator[Change]:
-        """What `ref` changes of the image `against`; None: what its top layer changes of those below it."""
+    def diff(self, ref: str, against: str | None = None, limit: int | None = None) -> builtins.list[Change]:
+        """What `ref` changes of the image `against`; None: what its top layer changes of those below it. At most
+        `limit` changes, in no order."""
         with self.catalog.lease():
             image = self.catalog.get(ref)
             before = image.layers[:-1] if against is None else self.catalog.get(against).layers
-            yield from diff(before, image.layers)
+            return [*itertools.islice(diff(before, image.layers), limit)]
 
     def recover(self) -> builtins.list[str]:
         """See `Catalog.recover`."""

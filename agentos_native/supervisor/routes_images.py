@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -80,7 +79,7 @@ class ImageRoutes:
         return await asyncio.to_thread(self._diff, path_word(request, "ref"), request.query_params.get("against"))
 
     def _diff(self, ref: str, against: str | None) -> wire.DiffResult:
-        found = list(itertools.islice(self._store.diff(ref, against), CHANGES_MAX + 1))
+        found = self._store.diff(ref, against, CHANGES_MAX + 1)
         changes = sorted((change.path, change.kind) for change in found[:CHANGES_MAX])
         return wire.DiffResult(
             changes=[
