@@ -25,7 +25,7 @@ from agentos_native.images.model import DEFAULT_COMMAND, Image, ImageConfig, Lay
 from agentos_native.images.oci import model
 from agentos_native.images.oci.layout import Blobs, DockerArchive, Layout, recognise
 from agentos_native.images.oci.model import Contents, Description, Descriptor
-from agentos_native.images.oci.survey import ask, invalid, unsupported
+from agentos_native.images.oci.survey import ask, invalid, parse_platform, unsupported
 from agentos_native.images.overlay import view
 from agentos_native.images.session import Expect, ProgressCallback, Session, Unpacked
 from agentos_native.images.sources import open_source
@@ -107,7 +107,7 @@ class Importer:
         self._catalog = catalog
         self._session = session
         self._options = options
-        self._platform = options.platform or this_platform()
+        self._platform = str(parse_platform(options.platform or this_platform()))
         self._watch = watch or (lambda _event: None)
         self._progress = progress
         self._entries = 0
