@@ -22,6 +22,7 @@ BENCHES: Final = {
     "startup": "from the supervisor's start to its first allocation, and the compiled engine's arrival and memory",
     "loop": "one mixed load under the loop, static weights, Kubernetes' way and nothing",
     "alloc": "the allocator's engines against two passes over memory, and against HiGHS",
+    "image": "importing against tar and umoci, starts from many layers, memory, a build with nothing to do",
     "cli": "processor time of --help and ps",
 }
 
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if getattr(options, "vm", False):
             return run_in_vm(options.bench, arguments)
+        if fetch := getattr(load(options.bench), "fetch", None):
+            fetch(options)  # what may need the network, which the namespaces do not have
         place.enter_outer_namespaces(arguments)
         with place.place(place.build_programs(options.programs)) as here:
             rows = load(options.bench).run(options, here, say)

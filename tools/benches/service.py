@@ -144,18 +144,19 @@ def service(here: Place, name: str) -> Iterator[Service]:
         running.stop()
 
 
-def agent_spec(name: str, command: list[str]) -> dict[str, Any]:
+def agent_spec(name: str, command: list[str], image: str = IMAGE) -> dict[str, Any]:
     """A small agent with every layer; what the host cannot enforce is done without."""
-    return {"name": name, "image": IMAGE, "command": command, "network": "isolated", "allowUnenforced": ALLOW}
+    return {"name": name, "image": image, "command": command, "network": "isolated", "allowUnenforced": ALLOW}
 
 
 class ApiContender:
     """One POST for each start, answered when the program runs; then wait for its end and remove it."""
 
-    name = "API"
     stage_names: tuple[str, ...] = ()
 
-    def __init__(self, running: Service) -> None:
+    def __init__(self, running: Service, name: str = "API", image: str = IMAGE) -> None:
+        self.name = name
+        self._image = image
         self._service = running
         self._local = threading.local()
         self._number = 0
@@ -180,7 +181,7 @@ class ApiContender:
         connection = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = self._service.connect()
-        body = {"spec": agent_spec(f"start-{number}", ["/bin/true"]), "start": True}
+        body = {"spec": agent_spec(f"start-{number}", ["/bin/true"], self._image), "start": True}
         begun = time.perf_counter()
         agent = connection.call("POST", "/v1/agents", body)
         executed = time.perf_counter()
