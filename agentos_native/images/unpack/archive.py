@@ -20,7 +20,7 @@ from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
 from agentos_native.images.unpack.stream import Forward, corrupt
 
-Kind = Literal["file", "directory", "symlink", "hardlink", "fifo"]
+Kind = Literal["file", "directory", "symlink", "hardlink", "fifo", "whiteout"]
 
 _KINDS: Final[dict[bytes, Kind]] = {
     tarfile.REGTYPE: "file",
@@ -43,7 +43,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     only.
 
     `segments` are the parts (offset, length) of a sparse file that are stored, one after the other; None for all of it.
-    `target` is what a link points to (for a hard link, relative to the root like `path`).
+    `target` is what a link points to (for a hard link, relative to the root like `path`). A ``whiteout`` hides what the
+    layers below have there, an `opaque` directory all that they have in it; neither comes out of an archive as it is.
     """
 
     path: bytes
@@ -56,6 +57,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     target: bytes = b""
     segments: tuple[tuple[int, int], ...] | None = None
     xattrs: tuple[tuple[str, bytes], ...] = ()
+    opaque: bool = False
 
 
 def show(path: bytes) -> str:

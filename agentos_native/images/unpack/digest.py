@@ -1,10 +1,10 @@
 """The digest of a tree: sha256 over a canonical listing, so that a directory and any tar of it have the same.
 
 One record for each entry, directory by directory, names in byte order. A record is its fields, each ended by NUL:
-kind, mode (octal), uid, gid, path; then for a file its size, the sha256 of its content and its user.* attributes
-(names and hex values in order); for a directory its attributes; for a symbolic link its target; for a further name of
-an inode only the first path. Times
-are not part of it: two builds of the same files are the same image.
+kind, mode (octal), uid, gid, path; then for a file its size, the sha256 of its content and its attributes (names and
+hex values in order); for a directory its attributes; for a symbolic link its target; for a further name of an inode
+only the first path, for a whiteout only its own. Attributes are those that an image keeps (`writer.kept_xattr`), and
+the mark of an opaque directory. Times are not part of it: two builds of the same files are the same image.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Final
 from agentos_native.images.unpack.directory import read_xattrs
 from agentos_native.images.unpack.messages import Measured
 from agentos_native.images.unpack.stream import CHUNK
-from agentos_native.images.unpack.writer import STRICT
+from agentos_native.images.unpack.writer import OPAQUE, STRICT, WHITEOUT, kept_xattr
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -59,6 +59,10 @@ class _Lister:
 
     def _entry(self, directory: int, name: bytes, path: bytes, status: os.stat_result) -> None:
         kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFCHR and status.st_rdev == WHITEOUT:
+            self.entries += 1
+            self.sum.update(b"w\0%b\0" % path)
+            return
         if kind != stat.S_IFDIR and status.st_nlink > 1:
             first = self._links.setdefault(status.st_ino, path)
             if first != path:
@@ -104,7 +108,7 @@ def _attributes(descriptor: int) -> bytes:
     return b"".join(
         b"%b\0%b\0" % (os.fsencode(name), value.hex().encode())
         for name, value in read_xattrs(descriptor)
-        if name.startswith("user.")
+        if name == OPAQUE or kept_xattr(name, value) is not None
     )
 
 

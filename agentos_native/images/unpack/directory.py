@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Collection
 from typing import Final
 
 from agentos_native.errors import AgentosError
@@ -17,18 +18,26 @@ from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
 from agentos_native.images.unpack.archive import DEVICE_HINT, Entry, check_path, hostile, show
 from agentos_native.images.unpack.stream import CHUNK
-from agentos_native.images.unpack.writer import STRICT, Data, TreeWriter
+from agentos_native.images.unpack.writer import OPAQUE, OVERLAY, STRICT, WHITEOUT, Data, TreeWriter
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DirectoryReader:
-    """Feeds what is below the directory fd `root` to a `TreeWriter`."""
+    """Feeds what is below the directory fd `root` to a `TreeWriter`.
 
-    def __init__(self, root: int, limits: Limits) -> None:
+    Args:
+        upper: it is an overlay's upper directory: its whiteouts and opaque directories are meant, and its other marks
+            are of no use elsewhere.
+        exclude: paths that are left out, with all below them.
+    """
+
+    def __init__(self, root: int, limits: Limits, *, upper: bool = False, exclude: Collection[bytes] = ()) -> None:
         self._root = root
         self._limits = limits
+        self._upper = upper
+        self._exclude = frozenset(check_path(path, limits) for path in exclude)
         self._links: dict[tuple[int, int], bytes] = {}
         self._buffer = memoryview(bytearray(CHUNK))
         self._skipped: list[str] = []
@@ -65,6 +74,8 @@ class DirectoryReader:
         below = []
         for name in sorted(map(os.fsencode, os.listdir(directory))):
             full = check_path(path + b"/" + name if path else name, self._limits)
+            if full in self._exclude:
+                continue
             try:
                 status = os.stat(name, dir_fd=directory, follow_symlinks=False)
                 if stat.S_ISDIR(status.st_mode):
@@ -77,6 +88,10 @@ class DirectoryReader:
     def _add(self, writer: TreeWriter, path: bytes, name: bytes, directory: int, status: os.stat_result) -> None:
         kind = stat.S_IFMT(status.st_mode)
         key = (status.st_dev, status.st_ino)
+        if self._upper and kind == stat.S_IFCHR and status.st_rdev == WHITEOUT:
+            # before links: overlayfs makes one whiteout and links it (commit 2d343087ae0c)
+            writer.add(Entry(path=path, kind="whiteout", mode=0, uid=0, gid=0, mtime_ns=0))
+            return
         if kind != stat.S_IFDIR and status.st_nlink > 1:
             first = self._links.setdefault(key, path)
             if first != path:
@@ -136,6 +151,10 @@ class DirectoryReader:
         if not (status.st_uid < ID_RANGE and status.st_gid < ID_RANGE):
             hint = "was it unpacked by a rootless tool? import a tar made inside that tool's user namespace instead"
             raise hostile(f"owner {status.st_uid}:{status.st_gid}; an image has ids 0 to {ID_RANGE - 1}", path, hint)
+        xattrs = read_xattrs(descriptor) if descriptor >= 0 else ()
+        opaque = self._upper and kind == "directory" and (OPAQUE, b"y") in xattrs
+        if self._upper:
+            xattrs = tuple((name, value) for name, value in xattrs if not name.startswith(OVERLAY))
         return Entry(
             path=path,
             kind=kind,  # type: ignore[arg-type]  # one of Kind, by the callers above
@@ -146,7 +165,8 @@ class DirectoryReader:
             size=status.st_size if kind == "file" else 0,
             target=target,
             segments=segments,
-            xattrs=read_xattrs(descriptor) if descriptor >= 0 else (),
+            xattrs=xattrs,
+            opaque=opaque,
         )
 
 

@@ -11,10 +11,13 @@ from typing import Final
 import msgspec
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.unpack.archive import entries
+from agentos_native.images.model import Limits
+from agentos_native.images.unpack.archive import Entry, check_path, entries
 from agentos_native.images.unpack.digest import measure
 from agentos_native.images.unpack.directory import DirectoryReader
+from agentos_native.images.unpack.layer import LayerWriter
 from agentos_native.images.unpack.messages import Answered, Failed, Job, Measured, Message, Progress, Written
+from agentos_native.images.unpack.reading import Root
 from agentos_native.images.unpack.stream import Forward, corrupt
 from agentos_native.images.unpack.writer import TreeWriter
 from agentos_native.kernel.libc import SyscallError, libc_call
@@ -63,22 +66,38 @@ def failure(error: BaseException, doing: str) -> Failed:
 
 def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
     """An archive, in an unprivileged child."""
-    writer = TreeWriter(descriptors["target"], job.limits, reporter(status))
-    stream = Forward(descriptors["source"], job.limits)
+    is_layer = job.kind == "layer"
+    prefix = check_path(job.prefix, job.limits)
+    writer: TreeWriter
+    if is_layer or "base" in descriptors:
+        base = Root(descriptors.get("base", -1))
+        writer = LayerWriter(descriptors["target"], job.limits, reporter(status), base, whiteouts=is_layer)
+        prefix = writer.real(prefix)
+    else:
+        writer = TreeWriter(descriptors["target"], job.limits, reporter(status))
+    stream = Forward(descriptors["source"], job.limits, hashed=is_layer)
     for entry in entries(stream, job.limits):
         stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
-        writer.add(entry, stream.blocks(stored))
-    if not writer.entries:
+        writer.add(_below(prefix, entry, job.limits) if prefix else entry, stream.blocks(stored))
+    if not writer.entries and not is_layer:
         raise corrupt("the archive is empty")
     writer.finish()
     send(status, Progress(writer.entries, writer.bytes))
-    return Written(notes=writer.notes())
+    rooted = isinstance(writer, LayerWriter) and writer.rooted
+    return Written(notes=writer.notes(), diff_id=stream.digest(), rooted=rooted)
+
+
+def _below(prefix: bytes, entry: Entry, limits: Limits) -> Entry:
+    """`entry` as it is below the directory `prefix`."""
+    path = check_path(prefix + b"/" + entry.path, limits)
+    target = check_path(prefix + b"/" + entry.target, limits) if entry.kind == "hardlink" else entry.target
+    return msgspec.structs.replace(entry, path=path, target=target)
 
 
 def read_directory(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
     """A directory, in a child with the warden's file capabilities."""
     writer = TreeWriter(descriptors["tree"], job.limits, reporter(status))
-    reader = DirectoryReader(descriptors["source"], job.limits)
+    reader = DirectoryReader(descriptors["source"], job.limits, upper=job.kind == "upper", exclude=job.exclude)
     reader.copy(writer)
     writer.finish()
     send(status, Progress(writer.entries, writer.bytes))

@@ -6,8 +6,8 @@ A thread reads and decompresses one chunk ahead (zlib, lzma and zstd work outsid
 
 from __future__ import annotations
 
+import hashlib
 import lzma
-import os
 import queue
 import threading
 import zlib
@@ -18,10 +18,15 @@ import zstandard
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.model import Limits
+from agentos_native.images.unpack.feed import Source
 
 CHUNK: Final = 1 << 20
 HEADER_READ_MAX: Final = 1 << 20
 """More than any extended header needs: pax and GNU long names are held in memory whole."""
+_PADDING_MAX: Final = 64 << 20
+"""More than the record of any tape. Zeros without end come from /dev/zero."""
+_ZEROS: Final = memoryview(bytes(CHUNK))
+_MAGIC_MAX: Final = 6
 _ZSTD_WINDOW_MAX: Final = 128 << 20
 _LZMA_MEMORY_MAX: Final = 256 << 20
 
@@ -125,9 +130,12 @@ class Forward:
     """The archive's plain bytes: enough of a file object for `tarfile` to read headers from, and `blocks` for the rest.
 
     Seeking back is refused: only a crafted archive asks for it (CVE-2025-8194 is an endless loop of that kind).
+
+    Args:
+        hashed: whether `digest` will be asked for.
     """
 
-    def __init__(self, descriptor: int, limits: Limits) -> None:
+    def __init__(self, descriptor: int, limits: Limits, *, hashed: bool = False) -> None:
         self._limits = limits
         self._taken = 0
         self._position = 0
@@ -135,17 +143,31 @@ class Forward:
         self._chunk = memoryview(b"")
         self.last_header = b""
         """What the last read of one block gave: two blocks of zeros end an archive."""
-        first = os.read(descriptor, CHUNK)
-        raw = self._count(descriptor, first)
+        self._sum = hashlib.sha256() if hashed else None
+        source = Source(descriptor, limits)
+        first = source.read(CHUNK)
+        while first and len(first) < _MAGIC_MAX and (more := source.read(CHUNK)):
+            first += more  # a pipe gives what it has
+        raw = self._count(source, first)
         plain = _decode(first, raw)
-        self._chunks = plain if plain is raw else _ahead(plain)
+        self._chunks = plain if plain is raw and not hashed else _ahead(self._hash(plain))
 
-    def _count(self, descriptor: int, first: bytes) -> Iterator[bytes]:
+    def _count(self, source: Source, first: bytes) -> Iterator[bytes]:
         chunk = first
         while chunk:
             self._taken += len(chunk)
             yield chunk
-            chunk = os.read(descriptor, CHUNK)
+            chunk = source.read(CHUNK)
+
+    def _hash(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in chunks:
+            if self._sum is not None:
+                self._sum.update(chunk)
+            yield chunk
+
+    def digest(self) -> str:
+        """``sha256:<hex>`` of all plain bytes, after `drain`."""
+        return f"sha256:{self._sum.hexdigest()}" if self._sum is not None else ""
 
     def _next(self) -> bool:
         """Fetch the next chunk; false at the end."""
@@ -209,10 +231,20 @@ class Forward:
         self._chunk = memoryview(held)
 
     def drain(self) -> None:
-        """Read to the end of the stream: decoders check their checksums there, and a pipe's writer wants to be read."""
-        while self._next():
-            pass
-        self._chunk = memoryview(b"")
+        """Read to the end of the stream, which is padded with zeros: decoders check their checksums there, and a
+        pipe's writer wants to be read.
+
+        Raises:
+            AgentosError: ``invalid-archive``; there is something else, or no end of zeros.
+        """
+        padding = 0
+        while self._chunk or self._next():
+            padding += len(self._chunk)
+            if self._chunk != _ZEROS[: len(self._chunk)]:
+                raise corrupt("there is something after the end of the archive", f"after byte {self._position}")
+            if padding > _PADDING_MAX:
+                raise corrupt(f"the archive ends with more than {_PADDING_MAX} zeros", f"at byte {self._position}")
+            self._chunk = memoryview(b"")
 
 
 def _ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:

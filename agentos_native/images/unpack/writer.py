@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -33,7 +34,34 @@ _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLO
 _KEPT_FDS: Final = 64
 _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
+WHITEOUT: Final = os.makedev(0, 0)
+"""The character device that overlayfs takes for "nothing here"; see Documentation/filesystems/overlayfs.rst."""
+OPAQUE: Final = "user.overlay.opaque"
+CAPABILITY: Final = "security.capability"
+OVERLAY: Final = "user.overlay."
+_VFS_CAP_REVISION_2, _VFS_CAP_REVISION_3 = 0x02000000, 0x03000000
+_VFS_CAP = struct.Struct("<5I")
+_VFS_CAP_ROOTID_ZERO: Final = bytes(4)
+
 Data = Iterable[memoryview]
+
+
+def kept_xattr(name: str, value: bytes) -> bytes | None:
+    """What an image keeps of an extended attribute; None for nothing.
+
+    user.* but for the marks of overlayfs, which only this project sets; file capabilities, as those of the image's
+    own root (revision 3 with rootid 0: struct vfs_ns_cap_data). An agent's root is mounted nosuid, so that they give
+    nobody anything there; they are kept for those who get the image by `export`. Labels, ACLs and trusted.* belong to
+    the machine that the image was made on.
+    """
+    if name.startswith("user."):
+        return None if name.startswith(OVERLAY) or len(name) > 255 else value
+    if name != CAPABILITY or len(value) not in (_VFS_CAP.size, _VFS_CAP.size + 4):
+        return None
+    magic, *sets = _VFS_CAP.unpack_from(value)
+    if magic & 0xFF000000 not in (_VFS_CAP_REVISION_2, _VFS_CAP_REVISION_3):
+        return None
+    return _VFS_CAP.pack(_VFS_CAP_REVISION_3 | magic & 1, *sets) + _VFS_CAP_ROOTID_ZERO
 
 
 def _explain(error: OSError, entry: Entry) -> AgentosError:
@@ -56,6 +84,20 @@ def _explain(error: OSError, entry: Entry) -> AgentosError:
     )
 
 
+class explained:
+    """Turns what the kernel says about `entry` into what the user reads; a class, for it is made for each entry."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise _explain(error, self._entry) from None
+
+
 class TreeWriter:
     """Makes entries below `root`, counts them against `limits`, and calls `progress(entries, bytes)` often."""
 
@@ -75,23 +117,17 @@ class TreeWriter:
         Raises:
             AgentosError: ``hostile-archive``, ``image-too-large``, ``disk-full``, ``image-not-written``.
         """
-        self.entries += 1
-        if self.entries > self._limits.entries:
-            raise too_large(f"more than {self._limits.entries} entries", "")
-        try:
+        self._count_entry()
+        with explained(entry):
             self._make(entry, data)
-        except OSError as error:
-            raise _explain(error, entry) from None
         self._progress(self.entries, self.bytes)
 
     def finish(self) -> None:
         """Give the directories their owners, modes, attributes and times, children before parents."""
         for path in sorted(self._directories, reverse=True):
             entry = self._directories[path]
-            try:
+            with explained(entry):
                 self._finish_directory(entry)
-            except OSError as error:
-                raise _explain(error, entry) from None
         self._progress(self.entries, self.bytes)
 
     def notes(self) -> tuple[str, ...]:
@@ -111,6 +147,10 @@ class TreeWriter:
         if entry.kind == "hardlink":
             self._make_hardlink(parent, name, entry)
             return
+        if entry.kind == "whiteout":
+            # needs no privilege, whatever the mount's options: a device that does not exist (Linux 5.8)
+            self._replacing(parent, name, entry, lambda: os.mknod(name, stat.S_IFCHR, WHITEOUT, dir_fd=parent))
+            return
         if entry.kind == "symlink":
             self._replacing(parent, name, entry, lambda: os.symlink(entry.target, name, dir_fd=parent))
         else:
@@ -119,7 +159,8 @@ class TreeWriter:
             os.chown(name, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
         if entry.kind == "fifo":
             os.chmod(name, entry.mode, dir_fd=parent)
-        self._note_dropped(entry)
+        for dropped, _ in entry.xattrs:
+            self._note_dropped(dropped)
         os.utime(name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=parent, follow_symlinks=False)
 
     def _make_directory(self, entry: Entry) -> None:
@@ -172,6 +213,11 @@ class TreeWriter:
                 piece = piece[written:]
                 position += written
 
+    def _count_entry(self) -> None:
+        self.entries += 1
+        if self.entries > self._limits.entries:
+            raise too_large(f"more than {self._limits.entries} entries", "")
+
     def _count(self, size: int) -> None:
         self.bytes += size
         if self.bytes > self._limits.bytes:
@@ -217,7 +263,11 @@ class TreeWriter:
                 os.close(self._parents.pop(entry.path))
         else:
             os.unlink(name, dir_fd=parent)
+            self._replaced(entry)
         return make() or 0
+
+    def _replaced(self, entry: Entry) -> None:
+        """`entry` takes the place of something else that was no directory."""
 
     def _parent(self, path: bytes, *, make: bool = True) -> int:
         """An O_PATH fd of the directory `path`, made with its parents when the archive did not bring them."""
@@ -234,28 +284,45 @@ class TreeWriter:
                 raise
             above, _, name = path.rpartition(b"/")
             os.mkdir(name, 0o755, dir_fd=self._parent(above))
+            self._implied(path)
             descriptor = openat2(self._root, path, _DIRECTORY, resolve=STRICT)
         if len(self._parents) >= _KEPT_FDS:
             os.close(self._parents.pop(next(iter(self._parents))))
         self._parents[path] = descriptor
         return descriptor
 
+    def _status(self, path: bytes) -> os.stat_result | None:
+        """What was made at `path`; None for nothing. Its parents must not be links."""
+        directory, _, name = path.rpartition(b"/")
+        try:
+            return os.stat(name, dir_fd=self._parent(directory, make=False), follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def _implied(self, path: bytes) -> None:
+        """The directory `path` was made because something is in it."""
+
     def _set_xattrs(self, descriptor: int, entry: Entry) -> None:
         for name, value in entry.xattrs:
-            if name.startswith("user.") and len(name) <= 255:
-                os.setxattr(descriptor, name, value)
-        self._note_dropped(entry)
+            kept = kept_xattr(name, value)
+            if kept is None:
+                self._note_dropped(name)
+                continue
+            try:
+                os.setxattr(descriptor, name, kept)
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.ERANGE):
+                    raise
+                # ENOSPC too: ext4 keeps all attributes of a file in one block
+                raise AgentosError(
+                    "image-not-written",
+                    f"the attribute {show(os.fsencode(name))} cannot be set: {error.strerror}",
+                    f"entry {show(entry.path)}",
+                    "the filesystem of the state directory holds no attributes, or no more of them",
+                ) from None
 
-    def _note_dropped(self, entry: Entry) -> None:
-        """Count what is not kept.
-
-        Only user.* attributes are. File capabilities (security.capability) mean nothing to an agent, whose root is
-        mounted nosuid and whose bounding set is empty; labels, ACLs and trusted.* belong to the machine that the
-        image was made on.
-        """
-        for name, _ in entry.xattrs:
-            if not name.startswith("user.") or entry.kind not in ("file", "directory"):
-                self._dropped[show(name.encode("utf-8", "replace"))] += 1
+    def _note_dropped(self, name: str) -> None:
+        self._dropped[show(name.encode("utf-8", "replace"))] += 1
 
     def _finish_directory(self, entry: Entry) -> None:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -263,7 +330,10 @@ class TreeWriter:
         try:
             os.fchown(descriptor, entry.uid, entry.gid)
             os.fchmod(descriptor, entry.mode)
-            self._set_xattrs(descriptor, entry)
+            if entry.xattrs:
+                self._set_xattrs(descriptor, entry)
+            if entry.opaque:
+                os.setxattr(descriptor, OPAQUE, b"y")
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
