@@ -141,8 +141,21 @@ def image_view(image: Image, sharing: Mapping[str, int] | None = None) -> wire.I
             for layer in image.stack
         ],
         history=_history_view(image),
-        notes=list(image.notes),
+        notes=[*image.notes, *_unserved(image.config)],
     )
+
+
+def _unserved(config: ImageConfig) -> list[str]:
+    """What the image asks of a container engine and agents do not get, in words."""
+    notes = []
+    if config.volumes:
+        paths = ", ".join(config.volumes)
+        notes.append(f"VOLUME {paths} makes no volume: what is written there is the agent's; see `run --volume`")
+    if config.healthcheck is not None and config.healthcheck.test[:1] != ("NONE",):
+        notes.append("HEALTHCHECK is kept and exported; nothing runs it")
+    if config.exposed:
+        notes.append(f"EXPOSE {', '.join(config.exposed)} opens nothing: an agent's ports are reached at its address")
+    return notes
 
 
 def _config_view(config: ImageConfig) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.catalog import Catalog
-from agentos_native.images.model import Image
+from agentos_native.images.model import Healthcheck, Image
 from agentos_native.wire import api
 from tests.images import needs_root
 from tests.layers import Stack, file, opaque, whiteout
@@ -59,6 +59,7 @@ def image(ground: Place) -> Image:
         catalog, "layered", catalog.get("box"),
         entrypoint=("/entry", "fixed"), cmd=("default",), env=(("COLOR", "blue"), ("PATH", "/bin:/opt/bin")),
         user="ada", workdir="/srv/app/data", labels={"org.example": "x"}, stop_signal="SIGINT",
+        exposed=("8080/tcp",), volumes=("/data",), healthcheck=Healthcheck(test=("CMD", "/bin/true"), retries=3),
     )  # fmt: skip
 
 
@@ -143,6 +144,16 @@ def test_a_further_process_has_the_same_surroundings(ground: Place, image: Image
     assert "ids: 1000:1001 1001 29" in said
     assert "at: /srv/app/data" in said
     assert "home: /home/ada color: blue" in said
+
+
+def test_inspect_shows_what_the_image_says_and_what_agents_do_not_get(ground: Place, image: Image) -> None:
+    shown = ground.client.image("layered")
+    assert shown.config["labels"] == {"org.example": "x"}
+    assert shown.config["stop_signal"] == "SIGINT"
+    assert shown.config["exposed"] == ["8080/tcp"]
+    assert shown.config["volumes"] == ["/data"]
+    assert shown.config["healthcheck"]["test"] == ["CMD", "/bin/true"]
+    assert [note.split()[0] for note in shown.notes] == ["VOLUME", "HEALTHCHECK", "EXPOSE"]
 
 
 def test_nothing_of_a_start_with_a_bad_image_is_left(ground: Place, image: Image) -> None:
