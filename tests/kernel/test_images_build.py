@@ -111,9 +111,7 @@ def test_what_run_sees_and_what_its_layer_keeps(ground: Place, context: Path) ->
     assert said(ground, "seen", "sh", "-c", look) == ["1000:1000 1", "0:0 2", "x", "mine", "look"]
     layers = [Path(ground.directory / "state/images/layers", layer.digest[7:]) for layer in image.layers]
     assert len(layers) == 6
-    assert not any(
-        (layer / "etc").exists() for layer in layers[1:]
-    )  # hosts, hostname and resolv.conf are no part of it
+    assert not any((layer / "etc").exists() for layer in layers[1:])  # hosts, hostname, resolv.conf are not theirs
     assert not any((layer / "proc").exists() for layer in layers[1:])
     assert {path.lstat().st_uid for layer in layers for path in layer.rglob("*")} <= {0, 1000}
     assert state_of(ground) == before
@@ -259,41 +257,36 @@ def test_limits_of_a_step(ground: Place, context: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["supervisor", "launcher"])
-def test_kill_in_the_middle_of_a_build_leaves_nothing(tmp_path: Path, context: Path, victim: str) -> None:
-    require_outer_namespace()
-    with place(tmp_path / "place", "bkill") as own:
-        launcher = own.start()
-        clean = own.inventory(launcher)
-        (context / "Dockerfile").write_text("FROM box\nRUN echo good > /good\nRUN echo begun; sleep 1000\n")
-        begun = threading.Event()
+def test_kill_in_the_middle_of_a_build_leaves_nothing(ground: Place, context: Path, victim: str) -> None:
+    before, launcher = state_of(ground), ground.running[-1].pid
+    text = f"FROM box\nRUN echo {victim} > /good\nRUN echo begun; sleep 1000\n"
+    (context / "Dockerfile").write_text(text)
+    begun = threading.Event()
 
-        def watch() -> None:
-            with contextlib.suppress(AgentosError):
-                for event in own.client.build_image(BuildRequest(context=str(context))):
-                    if event.text == "begun" and event.kind == "log":
-                        begun.set()
+    def watch() -> None:
+        with contextlib.suppress(AgentosError):
+            for event in ground.client.build_image(BuildRequest(context=str(context))):
+                if event.text == "begun" and event.kind == "log":
+                    begun.set()
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        assert begun.wait(60)
-        if victim == "supervisor":
-            os.kill(own.supervisor(launcher), signal.SIGKILL)
-            watcher.join(60)
-            own.wait_ready(own.running[-1])
-        else:
-            own.kill(launcher)
-            watcher.join(60)
-            launcher = own.start()
-        after = own.inventory(launcher)
-        for part in ("cgroups", "processes", "links", "files", "agents", "mounts"):
-            assert after[part] == clean[part], part
-        assert state_of(own) == ([], [], [])
-        assert os.listdir(own.directory / "state/images/tmp") == []
-        text = "FROM box\nRUN echo good > /good\nRUN cat /good\n"
-        events = events_of(own, context, text, names=["after"])
-        assert [event.text for event in events if event.kind == "log"] == ["good"]
-        assert sum(event.kind == "cached" for event in events) == 1
-        assert own.stop(launcher) == 0
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert begun.wait(60)
+    if victim == "supervisor":
+        os.kill(ground.supervisor(launcher), signal.SIGKILL)
+        watcher.join(60)
+        ground.wait_ready(ground.running[-1])
+    else:
+        ground.kill(launcher)
+        watcher.join(60)
+        ground.start()
+    assert state_of(ground) == before
+    assert (ground._members(), ground._links()) == ([], [])
+    for part in ("tmp", "leases"):
+        assert os.listdir(ground.directory / "state/images" / part) == []
+    events = events_of(ground, context, f"FROM box\nRUN echo {victim} > /good\nRUN cat /good\n")
+    assert [event.text for event in events if event.kind == "log"] == [victim]
+    assert sum(event.kind == "cached" for event in events) == 1
 
 
 def cli(ground: Place, *words: str, data: str | None = None) -> subprocess.CompletedProcess[str]:

@@ -31,6 +31,8 @@ DOCKERFILE_MAX: Final = 1 << 20
 _PLANS: Final = 64
 """Parsed Dockerfiles that are kept."""
 _PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OVERLAY: Final = "user.overlay."
+"""What overlayfs notes about files begins with this (Documentation/filesystems/overlayfs.rst, "userxattr")."""
 _MOUNT_POINTS: Final = ("dev", "proc", "sys")
 """What the sandbox mounts there is not in the private layer; that there is a directory is of no interest."""
 
@@ -183,11 +185,17 @@ def _excluded(upper: int, base: int, id_base: int) -> list[str]:
     descriptor = os.open("etc", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper)
     try:
         others = {f"etc/{name}" for name in os.listdir(descriptor)} - set(guest)
-        if not others and not os.listxattr(descriptor) and _as_it_was(etc, base, id_base):
+        if not others and not _marked(descriptor) and _as_it_was(etc, base, id_base):
             return [*found, "etc"]
     finally:
         os.close(descriptor)
     return found + guest
+
+
+def _marked(directory: int) -> bool:
+    """Whether it hides what is below it, or has an attribute of its own."""
+    names = os.listxattr(directory)
+    return any(name == f"{_OVERLAY}opaque" or not name.startswith(_OVERLAY) for name in names)
 
 
 def _as_it_was(etc: os.stat_result, base: int, id_base: int) -> bool:
