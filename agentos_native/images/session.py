@@ -92,7 +92,9 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """End the worker and wait until nothing of it runs. Idempotent."""
+        """End the worker and wait until nothing of it runs. Idempotent; a job of another thread fails at once."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who waits in recvmsg(2)
         self._socket.close()
         try:
             self._process.wait(_GOODBYE)
