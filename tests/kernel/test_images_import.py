@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
@@ -17,6 +18,7 @@ import pytest
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import Image, ImageStore, Limits, Progress
+from agentos_native.images.oci.importing import ImportOptions
 from tests.images import add, listing, make_tar, make_tree, needs_root
 
 pytestmark = needs_root
@@ -108,7 +110,11 @@ def test_a_pipe_and_a_stream_work(store: ImageStore, tree: Path, tmp_path: Path)
 def test_configuration_is_kept_and_part_of_the_digest(store: ImageStore, tree: Path) -> None:
     plain = store.import_("plain", tree)
     image = store.import_(
-        "own", tree, entrypoint=["/init"], cmd=["a"], env={"A": "b=c"}, workdir="/srv", user="ada", labels={"x": "y"}
+        "own",
+        tree,
+        options=ImportOptions(
+            entrypoint=("/init",), cmd=("a",), env={"A": "b=c"}, workdir="/srv", user="ada", labels={"x": "y"}
+        ),
     )
     assert image.digest != plain.digest
     assert image.layers == plain.layers
@@ -168,11 +174,13 @@ def test_a_damaged_record_is_listed_and_can_be_removed(store: ImageStore, tree: 
 
 def test_progress_and_notes(store: ImageStore, tree: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    os.setxattr(tree / "bin-su", "security.capability", bytes.fromhex("0100000200040000000000000000000000000000"))
+    os.setxattr(tree / "bin-su", "trusted.of-this-host", b"x")
+    os.setxattr(tree / "bin-su", "user.overlay.origin", b"x")
     image = store.import_("a", tree, seen.append)
     assert seen[-1].entries == image.entries
-    assert any("security.capability" in note for note in image.notes)
-    assert "security.capability" not in os.listxattr(image.layers[0] / "bin-su")
+    for name in ("trusted.of-this-host", "user.overlay.origin"):
+        assert any(name in note for note in image.notes)
+        assert name not in os.listxattr(image.layers[0] / "bin-su")
 
 
 # -- hostile archives
@@ -338,14 +346,14 @@ def test_the_unpacker_has_no_power(tmp_path: Path) -> None:
     thread, failure = import_in_thread(ImageStore(tmp_path / "state"), read_end)
     try:
         os.write(write_end, bytes(100))
-        unpacker = _wait_for_unpacker()
+        _, unpacker = _wait_for_unpacker()
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{unpacker}/status").read_text().splitlines() if ":\t" in line
         )
         assert set(status["Uid"].split()) == {str(0x40000000 - 65536)}
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
-        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0b11111
+        assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0b11111 | 1 << 31
         for name in ("user", "mnt", "net", "pid", "ipc", "uts"):
             assert os.readlink(f"/proc/{unpacker}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
         assert os.listdir(f"/proc/{unpacker}/root") == []
@@ -373,14 +381,34 @@ def import_in_thread(store: ImageStore, descriptor: int) -> tuple[threading.Thre
     return thread, failure
 
 
-def _wait_for_unpacker() -> int:
-    for _ in range(500):
-        for children in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
-            for warden in children.read_text().split():
-                for below in Path(f"/proc/{warden}/task/{warden}/children").read_text().split():
-                    with_filter = "Seccomp:\t2" in Path(f"/proc/{below}/status").read_text()
-                    if with_filter:
-                        return int(below)
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return [
+            int(child)
+            for listed in Path(f"/proc/{pid}/task").glob("*/children")
+            for child in listed.read_text().split()
+        ]
+    return []
+
+
+def _below(pid: int) -> list[int]:
+    """All descendants of a process, parents first."""
+    found = _children(pid)
+    for each in found:
+        found += _children(each)
+    return found
+
+
+def _wait_for_unpacker() -> tuple[int, int]:
+    """The warden and the unpacker of an import of this process: the one with a filter and with capabilities."""
+    for _ in range(1000):
+        for starter in _children(os.getpid()):
+            for warden in _children(starter):
+                for below in _below(warden):
+                    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                        status = Path(f"/proc/{below}/status").read_text()
+                        if "Seccomp:\t2" in status and "CapEff:\t0000000000000000" not in status:
+                            return warden, below
         time.sleep(0.01)
     raise AssertionError("no unpacker")
 
@@ -406,9 +434,11 @@ def test_kill_9_in_the_middle_leaves_what_recover_removes(store: ImageStore, tre
         process.stdin.write(archive[: len(archive) // 2])
         (staged,) = _wait_for_content(store.path / "tmp")
         assert store.recover() == []  # it is at work: hands off
-        (warden,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = _below(process.pid)
+        assert len(workers) == 4  # starter, warden, feeder, unpacker
         process.kill()
-    _wait_for_end(int(warden))
+    for worker in workers:
+        _wait_for_end(worker)
     assert store.recover() == [staged]
     assert listing(store.path) == before
     assert store.import_("late", io.BytesIO(archive)).digest == store.get("good").digest
@@ -438,15 +468,21 @@ def test_a_layer_without_a_record_is_removed(store: ImageStore, tree: Path) -> N
     assert os.listdir(store.path / "layers") == os.listdir(store.path / "tmp") == []
 
 
-def test_a_killed_warden_is_an_error_and_changes_nothing(store: ImageStore) -> None:
+@pytest.mark.parametrize("victim", ["warden", "unpacker"])
+def test_a_killed_worker_is_an_error_and_changes_nothing(store: ImageStore, victim: str) -> None:
     read_end, write_end = os.pipe()
     thread, failure = import_in_thread(store, read_end)
-    unpacker = _wait_for_unpacker()
-    os.kill(int(Path(f"/proc/{unpacker}/status").read_text().split("PPid:\t")[1].split()[0]), signal.SIGKILL)
-    thread.join()
-    os.close(write_end)
+    try:
+        warden, unpacker = _wait_for_unpacker()
+        os.kill(warden if victim == "warden" else unpacker, signal.SIGKILL)
+        thread.join(20)
+    finally:
+        os.close(write_end)
+        thread.join()
     assert failure[0].code == "import-failed"
+    assert failure[0].hint
     assert os.listdir(store.path / "tmp") == []
+    _wait_for_end(unpacker)
 
 
 def test_imports_at_the_same_time(store: ImageStore, tree: Path, tmp_path: Path) -> None:

@@ -165,8 +165,11 @@ class LayerWriter(TreeWriter):
         found = self._base.find(path)
         if found is None or not found.is_directory:
             return
-        if self._status(path) is None:
+        here = self._status(path)
+        if here is None:
             self._parent(path)
+        elif not stat.S_ISDIR(here.st_mode):
+            return
         known = self._directories.get(path) or _entry(path, found.status, "directory")
         self._directories[path] = msgspec.structs.replace(known, opaque=True)
 
