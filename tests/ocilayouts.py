@@ -32,7 +32,7 @@ def tree(root: Path) -> dict[str, tuple[object, ...]]:
     names: dict[int, list[str]] = {}
     for directory, below, files in os.walk(root):
         for name in ["", *files, *(entry for entry in below if os.path.islink(os.path.join(directory, entry)))]:
-            full = os.path.join(directory, name) if name else directory
+            full = os.path.join(directory, name or ".")  # the root may be a link of /proc
             status = os.lstat(full)
             path = os.path.relpath(full, root)
             content: object = os.readlink(full) if stat.S_ISLNK(status.st_mode) else ""

@@ -75,7 +75,7 @@ def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
         prefix = writer.real(prefix)
     else:
         writer = TreeWriter(descriptors["target"], job.limits, reporter(status))
-    stream = Forward(descriptors["source"], job.limits, hashed=is_layer)
+    stream = Forward(descriptors["source"], job.limits, hashed=is_layer, open_ended=bool(job.expect.diff_id))
     for entry in entries(stream, job.limits):
         stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
         writer.add(_below(prefix, entry, job.limits) if prefix else entry, stream.blocks(stored))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import queue
+import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -133,9 +134,11 @@ class Forward:
 
     Args:
         hashed: whether `digest` will be asked for.
+        open_ended: take an archive without its end, which some tools (umoci insert) leave away: only where the digest
+            that is asked for is known beforehand, and nothing can have been cut off.
     """
 
-    def __init__(self, descriptor: int, limits: Limits, *, hashed: bool = False) -> None:
+    def __init__(self, descriptor: int, limits: Limits, *, hashed: bool = False, open_ended: bool = False) -> None:
         self._limits = limits
         self._taken = 0
         self._position = 0
@@ -144,6 +147,8 @@ class Forward:
         self.last_header = b""
         """What the last read of one block gave: two blocks of zeros end an archive."""
         self._sum = hashlib.sha256() if hashed else None
+        self._open_ended = open_ended
+        self._ended = False
         source = Source(descriptor, limits)
         first = source.read(CHUNK)
         while first and len(first) < _MAGIC_MAX and (more := source.read(CHUNK)):
@@ -175,6 +180,10 @@ class Forward:
             chunk = next(self._chunks, b"")
         except (zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
             raise corrupt(f"the archive cannot be decompressed: {error}", f"after {self._made} bytes") from None
+        if not chunk and self._open_ended and not self._ended:
+            self._ended = True
+            self._chunk = _ZEROS[: -self._made % tarfile.BLOCKSIZE + 2 * tarfile.BLOCKSIZE]
+            return True
         self._chunk = memoryview(chunk)
         self._made += len(chunk)
         if self._made > max(self._limits.ratio_from, self._limits.ratio * self._taken):
@@ -192,6 +201,12 @@ class Forward:
         Raises:
             AgentosError: ``invalid-archive``; the stream ends before.
         """
+        for piece in self._pieces(size):
+            if self._ended:
+                raise corrupt("the archive ends too early", f"at byte {self._position}")
+            yield piece
+
+    def _pieces(self, size: int) -> Iterator[memoryview]:
         while size:
             if not self._chunk and not self._next():
                 raise corrupt("the archive ends too early", f"at byte {self._position}")
@@ -209,7 +224,7 @@ class Forward:
         """Skip forward to `position`."""
         if position < self._position:
             raise corrupt("a header of the archive points backwards", f"at byte {self._position}")
-        for _ in self.blocks(position - self._position):
+        for _ in self._pieces(position - self._position):
             pass
 
     def read(self, size: int) -> bytes:
