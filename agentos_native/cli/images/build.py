@@ -63,6 +63,8 @@ def build(
         shown = "none" if quiet or output == "json" else progress
         with display(shown, " ".join(request.names)) as watching:
             last = _watch(client, request, watching)
+        if last.kind == "failed" and not watching.complete:
+            _repeat(last)
         if last.kind == "done" and last.image is not None:
             _report(last.image, quiet, output)
             return 0
@@ -104,10 +106,18 @@ def _request(context: str, file: str, debug_shell: bool, given: dict[str, Any]) 
 def _watch(client: Client, request: BuildRequest, watching: Display) -> ImageEvent:
     """Show the build as it goes; its last event."""
     for event in client.build_image(request):
+        watching.show(event)
         if event.kind in ("done", "failed"):
             return event
-        watching.show(event)
     raise AgentosError("connection-lost", "the supervisor went away in the middle of the build", hint="build it again")
+
+
+def _repeat(last: ImageEvent) -> None:
+    """What the failing step said last, which was not shown or is gone from the screen."""
+    from agentos_native.cli.images.progress import printable
+
+    for line in (last.error or {}).get("details", {}).get("output", ()):
+        print(printable(str(line)), file=sys.stderr)
 
 
 def _report(image: ImageBody, quiet: bool, output: str) -> None:

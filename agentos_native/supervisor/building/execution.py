@@ -219,7 +219,7 @@ class Build:
 
     async def _run(self, tree: _Tree, step: Step, run: Run, network: NetworkMode, key: str, place: _Place) -> Layer:
         if not tree.layers:
-            raise failing.error(self._describe(place), "there is no program in an empty stage", run, network, ())
+            raise failing.error(self._describe(place), "there is no program in an empty stage", run, network)
         image = await self._thread(self._pins.pin, tree.layers)
         spec = sandbox.spec_of(run, self._request, network, self._id, place.step, image.digest)
         output = Output(self._feed, place.step)
@@ -236,10 +236,11 @@ class Build:
                 made, notes = await self._thread(work, self._hand, directory, id_base, tree.layers, [key], report)
                 self._note(place, notes)
                 return made
-            failure = failing.ended(self._describe(place), record, run, network, output.last)
-            if self._request.keep_failed:
-                kept = await self._keep_failed(tree, step, run, directory, id_base)
-                failure.details["failed_image"] = kept.digest
+            kept = self._request.keep_failed
+            failure = failing.ended(self._describe(place), record, run, network, output.last, kept=kept)
+            if kept:
+                image = await self._keep_failed(tree, step, run, directory, id_base)
+                failure.details["failed_image"] = image.digest
             raise failure
 
     async def _keep_failed(self, tree: _Tree, step: Step, run: Run, directory: Path, id_base: int) -> Image:

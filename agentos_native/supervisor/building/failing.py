@@ -19,18 +19,21 @@ _WANTS_NETWORK: Final = re.compile(
 """What programs say when there is no network."""
 
 
-def error(step: str, how: str, run: Run, network: str, last: Iterable[str]) -> AgentosError:
-    """``build-failed``. `step` says which one; its details are for programs."""
+def error(step: str, how: str, run: Run, network: str, last: Iterable[str] = (), *, kept: bool = False) -> AgentosError:
+    """``build-failed``. `step` says which one; its details are for programs. `kept`: what it left is an image now."""
     output = list(last)
     hints = []
     if network == "none" and any(_WANTS_NETWORK.search(line) for line in output):
         hints.append("RUN has no network unless the build is given one: --network egress")
-    hints.append("--debug-shell opens a shell in what the step left")
+    if not kept:
+        hints.append("--debug-shell opens a shell in what the step left")
     details = {"argv": list(run.argv), "output": output, "network": network}
     return AgentosError("build-failed", step, how, "\n".join(hints), details=details)
 
 
-def ended(step: str, record: Record, run: Run, network: str, last: Iterable[str]) -> AgentosError:
+def ended(
+    step: str, record: Record, run: Run, network: str, last: Iterable[str], *, kept: bool = False
+) -> AgentosError:
     """Of a RUN that has ended, but not well."""
     how = f"exit status {record.exit_status}"
     if record.exit_status is None:
@@ -39,14 +42,14 @@ def ended(step: str, record: Record, run: Run, network: str, last: Iterable[str]
         how += " (killed by the kernel: out of memory)"
     elif record.reason not in {"exited", ""}:
         how += f" ({record.reason})"
-    failure = error(step, how, run, network, last)
+    failure = error(step, how, run, network, last, kept=kept)
     failure.details["exit_status"] = record.exit_status
     return failure
 
 
 def not_started(step: str, why: AgentosError, run: Run, network: str) -> AgentosError:
     """Of a RUN whose program could not be executed."""
-    failure = error(step, f"{shlex.join(run.argv)[:200]} was not started: {why.what}", run, network, ())
+    failure = error(step, f"{shlex.join(run.argv)[:200]} was not started: {why.what}", run, network)
     failure.hint = why.hint or failure.hint
     failure.details["cause"] = why.code
     return failure
