@@ -54,7 +54,7 @@ static void set_path(int context, const char *key, int fd)
 
 static int overlay(int lower, int upper, int work)
 {
-    static const char *const options[] = {"redirect_dir", "metacopy", "index"};
+    static const char *const options[][2] = {{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}};
     int context = check(fsopen("overlay", FSOPEN_CLOEXEC), "fsopen", "overlay");
     if (style != ATTACHED) {
         check(fsconfig(context, FSCONFIG_SET_FD, "lowerdir+", NULL, lower), "fsconfig", "lowerdir+");
@@ -66,8 +66,9 @@ static int overlay(int lower, int upper, int work)
         set_path(context, "workdir", work);
     }
     check(fsconfig(context, FSCONFIG_SET_FLAG, "volatile", NULL, 0), "fsconfig", "volatile");
+    check(fsconfig(context, FSCONFIG_SET_FLAG, "userxattr", NULL, 0), "fsconfig", "userxattr");
     for (size_t i = 0; i < 3; i++)
-        check(fsconfig(context, FSCONFIG_SET_STRING, options[i], "off", 0), "fsconfig", options[i]);
+        check(fsconfig(context, FSCONFIG_SET_STRING, options[i][0], options[i][1], 0), "fsconfig", options[i][0]);
     check(fsconfig(context, FSCONFIG_CMD_CREATE, NULL, NULL, 0), "fsconfig", "create overlay");
     int mounted = check(fsmount(context, FSMOUNT_CLOEXEC, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV), "fsmount", "overlay");
     close(context);
