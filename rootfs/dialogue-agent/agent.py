@@ -1,7 +1,7 @@
 """A dialogue agent: keeps conversations and serves them over HTTP.
 
     agent.py serve [--port 8080]    until it is stopped
-    agent.py rehearse               a server and a visitor for each CPU talk without end (SIGUSR1 rests, SIGUSR2 works)
+    agent.py rehearse               a server and visitors for each CPU talk without end (SIGUSR1 rests, SIGUSR2 works)
 
     POST /v1/conversations                      -> 201 {"id": …}
     POST /v1/conversations/ID/messages {"text"} -> 200 {"reply": …}; 502: the model failed, nothing is kept
@@ -23,6 +23,7 @@ import socketserver
 import sys
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -32,6 +33,7 @@ import work
 HERE = Path(__file__).resolve().parent
 BODY_MAX = 64 << 10
 TURNS_MAX = 2000
+VISITORS = 4  # at once: while one reads its answer another is being answered
 PATH = re.compile(r"/v1/conversations/([0-9a-f]{16})(/messages)?\Z")
 
 
@@ -171,8 +173,9 @@ def rehearse(mind):
     def start(_worker):
         server, chance = Server(("127.0.0.1", 0), Path(tempfile.mkdtemp()), mind, quiet=True), random.Random()
         threading.Thread(target=server.serve_forever, daemon=True).start()
+        visitors = ThreadPoolExecutor(VISITORS)
 
-        def converse():
+        def converse(_visitor):
             visitor = http.client.HTTPConnection(*server.server_address[:2])
             name = _post(visitor, "/v1/conversations", {})["id"]
             for _ in range(5):
@@ -181,9 +184,12 @@ def rehearse(mind):
             (server.conversations.directory / f"{name}.jsonl").unlink()
             return 5
 
-        return converse
+        return lambda: sum(visitors.map(converse, range(VISITORS)))
 
-    work.run(start, lambda talks, turns: f"held {talks} conversations of {turns / talks:.0f} turns")
+    def report(steps, turns):
+        return f"held {steps * VISITORS} conversations of {turns / steps / VISITORS:.0f} turns"
+
+    work.run(start, report)
 
 
 def _post(visitor, path, body):
