@@ -46,7 +46,7 @@ def copy_files(
     archives = _archives(session, selection) if copy.unpack else []
     items = [_item(each, stamped=not copy.origin) for each in selection.entries if each not in archives]
     items += [CopyItem(b"", os.fsencode(name), True, content=content.encode()) for name, content in copy.files]
-    prefix = os.fsencode(copy.destination)
+    prefix = os.fsencode(copy.destination) if items or archives else b""
     result = session.copy(
         source_fd,
         tree_fd,

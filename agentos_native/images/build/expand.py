@@ -12,9 +12,9 @@ from typing import Final
 VALUE_MAX: Final = 128 << 10
 """What the kernel takes for one string of a program's arguments and environment (MAX_ARG_STRLEN, execve(2))."""
 _DEPTH_MAX: Final = 32
-_PATTERN_MAX: Final = 256
+_PATTERN_MAX: Final = 128
 _TRIM_MAX: Final = 8192
-_REPLACE_MAX: Final = 1024
+_REPLACE_MAX: Final = 256
 _SPECIAL: Final = "@*#?-$!0"
 
 
@@ -223,6 +223,11 @@ class _Cursor:
             self._at += 1
         pattern = _tokens(self.until("/", keep_escapes=True))
         replacement = self.until("}", keep_escapes=True)
+        if pattern and not any(token in ("*", "?") for token in pattern):
+            plain = "".join(token[1:] for token in pattern)
+            count = value.count(plain) if everywhere else 1
+            self._count(" " * min(VALUE_MAX + 1, count * len(replacement)))
+            return value.replace(plain, replacement, count)
         _bound(value, _REPLACE_MAX)
         found: list[str] = []
         position = 0

@@ -156,11 +156,12 @@ class _Selecting:
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 return None
             raise
-        if self._root.find(real) is None:
+        found = self._root.find(real)
+        if found is None:
             return None
-        for each in {path, real}:
+        for each in {path, real} - {b""}:
             text = os.fsdecode(each)
-            if each and self._ignore.takes(text) and not self._ignore.may_bring_back_below(text):
+            if self._ignore.takes(text) and not (found.is_directory and self._ignore.may_bring_back_below(text)):
                 return None
         return _Match(path, real)
 
@@ -190,6 +191,8 @@ class _Selecting:
         above, name = self._place(match, source)
         if found.is_directory:
             self._directory(match.path, _join(above, name) if self._copy.parents else b"")
+            if not self._found and self._ignore.takes(os.fsdecode(match.path)):
+                raise self._not_found(source)
             return
         if self._excluded(os.fsdecode(match.shown), os.fsdecode(match.shown.rpartition(b"/")[2])):
             return
@@ -221,7 +224,8 @@ class _Selecting:
         """The directory `root` and all below it that is neither ignored nor excluded."""
         top = self._root.find(root)
         assert top is not None, "_follow has seen it"
-        waiting = [(Selected(root, destination, top.status), b"", False)]
+        taken = bool(root) and self._ignore.takes(os.fsdecode(root))
+        waiting = [(Selected(root, destination, top.status), b"", taken)]
         pending: dict[bytes, tuple[Selected, bytes]] = {}
         while waiting:
             here, relative, taken = waiting.pop()
