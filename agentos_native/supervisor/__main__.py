@@ -4,7 +4,6 @@ supervise``."""
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 import os
@@ -54,6 +53,23 @@ def launcher_fd() -> int:
     return fd
 
 
+def serve(options: Options, fd: int) -> int:
+    """Divide the machine, then do everything else; gives the exit status."""
+    from agentos_native.supervisor.foundation import Foundation
+
+    with Foundation(options) as foundation:
+        import asyncio
+
+        from agentos_native.supervisor.app import App
+
+        gc.freeze()  # modules live for ever; the collector need not look at them again
+
+        async def work() -> int:
+            return await App(options, fd, foundation).run()
+
+        return asyncio.run(work())
+
+
 def main() -> int:
     """The process; its exit status says to the launcher whether to start another one."""
     prctl.set_name("agentos-superv")
@@ -71,14 +87,7 @@ def main() -> int:
         fd = launcher_fd()
         if options.embedded:
             logging.getLogger("agentos_native").setLevel(logging.WARNING)
-        from agentos_native.supervisor.app import App
-
-        gc.freeze()  # modules live for ever; the collector need not look at them again
-
-        async def serve() -> int:
-            return await App(options, fd).run()
-
-        return asyncio.run(serve())
+        return serve(options, fd)
     except AgentosError as error:
         print(error, file=sys.stderr)
         return error.exit_status

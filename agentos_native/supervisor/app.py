@@ -1,6 +1,7 @@
 """The composition root: everything is made here, in order, and taken down in the reverse order.
 
-    state directory (locked) → registry → block → launcher → cgroups, network, images → recovery → ticks → API
+    foundation (state, registry, name and block, cgroups, the tick) → launcher → network, images → recovery
+    → the other resources' turns → API
 
 What cannot work is refused before the API answers; the process then exits with 125 and the launcher with it.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
@@ -18,15 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agentos_native.cgroup import Tree, discover
 from agentos_native.errors import EXIT_FAILED, AgentosError
 from agentos_native.images import ImageStore, resolve_user, volume_mount
 from agentos_native.network import NodeNetwork, addresses
-from agentos_native.supervisor import admission, claims
 from agentos_native.supervisor.agents import Agents
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.doors import Workers
 from agentos_native.supervisor.events import Events
+from agentos_native.supervisor.foundation import Foundation
 from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.lifecycle import Lifecycle
@@ -36,11 +35,9 @@ from agentos_native.supervisor.loop.io import IoController
 from agentos_native.supervisor.loop.memory import MemoryController
 from agentos_native.supervisor.loop.network import NetworkController
 from agentos_native.supervisor.loop.recorder import Recorder
-from agentos_native.supervisor.loop.shares import Shares
-from agentos_native.supervisor.loop.ticker import Ticker
+from agentos_native.supervisor.loop.ticker import COMPILE_FROM
 from agentos_native.supervisor.options import INITS, Options
 from agentos_native.supervisor.recovery import Recovery
-from agentos_native.supervisor.registry import Registry, open_or_move_aside
 from agentos_native.supervisor.userns import UsernsPool
 
 if TYPE_CHECKING:
@@ -53,15 +50,17 @@ EXIT_LAUNCHER_LOST = EXIT_FAILED
 class App:
     """One supervisor, from start to stop."""
 
-    def __init__(self, options: Options, launcher_fd: int) -> None:
+    def __init__(self, options: Options, launcher_fd: int, foundation: Foundation) -> None:
         self._options = options
         self._launcher_fd = launcher_fd
+        self._foundation = foundation
+        self._tree, self._shares, self._warn = foundation.tree, foundation.shares, foundation.warn
         self._stop = asyncio.Event()
         self._status = 0
         self._ready = False
         self._server: Server | None = None
         self._started_at = time.time()
-        self._warnings: list[str] = []
+        self._recorder: Recorder | None = None
 
     async def run(self) -> int:
         """Serve until told to stop; gives the exit status."""
@@ -74,65 +73,63 @@ class App:
         return self._status
 
     async def _compose(self, stack: contextlib.AsyncExitStack) -> None:
-        options = self._options
-        stack.callback(os.close, lock_state(options.state_dir))
-        registry, aside = open_or_move_aside(os.path.join(options.state_dir, "registry.db"))
-        stack.callback(registry.close)
-        if aside:
-            self._warn(f"the registry was corrupt; it was moved to {aside} and made anew from the agents themselves")
-        self._tree = Tree(discover(), options.settings.node, options.settings.cgroup_root)
-        block = self._claim(registry, stack)
         link = LauncherLink(self._launcher_fd, self._launcher_lost)
         units = Units(link.acknowledge, recovering=True)
         link.on_exit = units.exited
         stack.callback(link.close)
-        host = await self._make_host(stack, registry, block, link, units)
+        host = await self._make_host(stack, link, units)
         stack.push_async_callback(self._shut_down_launcher, link)
         lifecycle = Lifecycle(host)
         stack.push_async_callback(self._close_server)  # after the agents, whose ends attached clients are told
         stack.push_async_callback(self._take_down, lifecycle)
         await asyncio.wait_for(link.replay.complete.wait(), 30)
         recovery = Recovery(lifecycle, link.replay)
-        await recovery.run(registry_lost=aside is not None)
+        await recovery.run(registry_lost=self._foundation.registry_lost)
         await lifecycle.tenancy.restore()
         lifecycle.wake_queue()
         for line in recovery.report:
             _log.warning("recovery: %s", line)
-        self._shares.start()
+        self._begin_turns(host.agents, host.events)
         stack.callback(self._shares.close)
         await self._serve(stack, lifecycle)
         host.userns.refill()
 
-    async def _make_host(
-        self, stack: contextlib.AsyncExitStack, registry: Registry, block: int, link: LauncherLink, units: Units
-    ) -> Host:
-        options, settings = self._options, self._options.settings
+    def _begin_turns(self, agents: Agents, events: Events) -> None:
+        """All agents are known: what the tick tells of them finds them, and the other resources are moved."""
+        ticker = self._foundation.ticker
+        ticker.on_event = _notifier(agents, events)
+        if self._recorder is not None:
+            ticker.on_turn = self._recorder.turn
+        ticker.compile_from = COMPILE_FROM
+        self._shares.settle()
+
+    async def _make_host(self, stack: contextlib.AsyncExitStack, link: LauncherLink, units: Units) -> Host:
+        options, settings, foundation = self._options, self._options.settings, self._foundation
         workers = Workers()
         stack.callback(workers.close)
-        tree = self._tree
+        tree, registry, block = foundation.tree, foundation.registry, foundation.block
         self._network = network = NodeNetwork(settings.node, block)
         self._store = store = ImageStore(Path(options.state_dir))
         await asyncio.gather(
-            workers.call(tree.open),
             workers.call(partial(network.open, required=settings.network == "required")),
             workers.call(store.recover),
         )
         stack.callback(network.close)
-        capacity = admission.node_capacity()._replace(network=settings.network_rate)
         agents, events = Agents(), Events()
-        notify = _notifier(agents, events)
-        ticker = Ticker(tree, capacity.cpu / 1000, notify, policy=settings.policy)
-        controllers = self._controllers(notify)
-        self._shares = shares = Shares(ticker, settings.tick_period, self._look_after_rules, controllers)
-        self._record(stack, ticker, controllers, agents, events)
+        controllers = self._controllers(_notifier(agents, events))
+        self._shares.join(controllers, self._look_after_rules)
+        stack.callback(self._shares.close)  # before what they work with, also when this start comes to nothing
+        for spec in registry.tenants():
+            self._shares.set_tenant(spec)
+        self._record(stack, controllers, agents, events)
         userns = UsernsPool(link.make_userns, block, agents.slots)
         stack.push_async_callback(userns.close)
         init_fd = open_init(settings.init)
         stack.callback(os.close, init_fd)
-        host = Host(
+        return Host(
             options=options,
             block=block,
-            capacity=capacity,
+            capacity=foundation.capacity,
             controllers=tree.controllers,
             init_fd=init_fd,
             registry=registry,
@@ -145,20 +142,16 @@ class App:
             images=store,
             groups=tree,
             network=network,
-            shares=shares,
+            shares=self._shares,
             addresses=addresses,
             resolve_user=resolve_user,
             volume=partial(volume_mount, private=self._options.state_dir),
             tenants={spec.name: spec for spec in registry.tenants()},
         )
-        for spec in host.tenants.values():
-            shares.set_tenant(spec)
-        return host
 
     def _record(
         self,
         stack: contextlib.AsyncExitStack,
-        ticker: Ticker,
         controllers: list[Controller],
         agents: Agents,
         events: Events,
@@ -172,8 +165,8 @@ class App:
             agent = agents.by_id(agent_id)
             return agent.record.spec.name if agent is not None else None
 
-        recorder = Recorder(options.state_dir, options.settings.record, name, self._warn)
-        ticker.on_turn, events.on_event = recorder.turn, recorder.event
+        self._recorder = recorder = Recorder(options.state_dir, options.settings.record, name, self._warn)
+        events.on_event = recorder.event
         recorder.start(controllers)
         stack.callback(recorder.close)
 
@@ -195,18 +188,6 @@ class App:
         except AgentosError:
             if self._options.settings.network == "required":
                 raise
-
-    def _claim(self, registry: Registry, stack: contextlib.AsyncExitStack) -> int:
-        """The node's name and a block on this machine; gives the block's number."""
-        owner = claims.Owner(self._options.settings.node, os.path.abspath(self._options.state_dir), self._tree.path)
-        stack.callback(os.close, claims.claim_node(self._options.run_dir, owner))
-        known = registry.get("block")
-        block = claims.claim_block(self._options.run_dir, owner, int(known) if known is not None else None)
-        stack.callback(os.close, block.fd)
-        if known is not None and int(known) != block.number:
-            self._warn(f"block {known} belongs to another supervisor now; ids and addresses come from {block.number}")
-        registry.put("block", str(block.number))
-        return block.number
 
     async def _serve(self, stack: contextlib.AsyncExitStack, lifecycle: Lifecycle) -> None:
         # A quarter of all that is imported: agents that have been adopted need not wait for it with their first tick.
@@ -243,7 +224,7 @@ class App:
             "cgroup_layout": mount.layout,
             "started_at": self._started_at,
             "first_tick": self._shares.first_tick,
-            "warnings": [*self._warnings, *self._network.notices, *self._tree.refused.values()],
+            "warnings": [*self._foundation.warnings, *self._network.notices, *self._tree.refused.values()],
         }
 
     def _watch_for_the_end(self) -> None:
@@ -270,10 +251,6 @@ class App:
         _log.error("the launcher is gone; the agents live on, the next start adopts them")
         # Nothing can be taken down properly any more, and the parent-death signal is on its way.
         os._exit(EXIT_LAUNCHER_LOST)
-
-    def _warn(self, text: str) -> None:
-        self._warnings.append(text)
-        _log.warning("%s", text)
 
     async def _take_down(self, lifecycle: Lifecycle) -> None:
         """Agents first. When all are gone, nothing with the node's name stays on the host.
@@ -324,34 +301,6 @@ def _notifier(agents: Agents, events: Events) -> Notify:
             loop.call_soon_threadsafe(tell, kind, agent_id, detail)
 
     return notify
-
-
-def lock_state(directory: str) -> int:
-    """The fd that holds the lock of a state directory, which is made if necessary.
-
-    Raises:
-        AgentosError: ``state-in-use`` by another supervisor; ``state`` when it cannot be made.
-    """
-    try:
-        for path in (directory, os.path.join(directory, "agents")):
-            os.makedirs(path, mode=0o700, exist_ok=True)
-        fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise AgentosError("state", f"cannot be used: {error.strerror}", directory, "Choose another --state-dir.")
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
-        os.close(fd)
-        raise AgentosError(
-            "state-in-use",
-            f"another supervisor (process {holder or '?'}) works on this state directory",
-            directory,
-            "Use that one, stop it, or choose another --state-dir.",
-        )
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def open_init(path: str | None) -> int:

@@ -182,8 +182,9 @@ class Recovery:
         self._lifecycle.runner.schedule_restart(agent, 0.0)
 
     def _release(self, agent: Agent) -> None:
-        """In a worker thread: processes, network and cgroup of an agent that is not adopted."""
+        """In a worker thread: shares, processes, network and cgroup of an agent that is not adopted."""
         host = self._host
+        host.shares.remove(agent.id)  # who is in the registry has been divided among since this supervisor began
         group = host.groups.get(resources.group_ref(agent.id, agent.record.spec))
         self._try(lambda: empty_and_remove(group))
         if agent.record.slot >= 0:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentos_native.cgroup import GroupRef, GroupSettings, IoMax, unenforceable
 from agentos_native.errors import AgentosError
-from agentos_native.network import NO_RATES, Rates
 from agentos_native.spec.model import AgentSpec, IoLimits, TenantSpec
-from agentos_native.supervisor.doors import Group
 from agentos_native.supervisor.loop.controllers import Member
 from agentos_native.supervisor.registry import Record
+
+if TYPE_CHECKING:
+    from agentos_native.network import Rates
+    from agentos_native.supervisor.doors import Group
 
 
 def group_ref(agent_id: str, spec: AgentSpec) -> GroupRef:
@@ -49,6 +51,9 @@ def group_settings(spec: AgentSpec, state_dir: str, tenant: TenantSpec | None = 
 
 def network_rates(spec: AgentSpec) -> Rates:
     """The limits of its wire."""
+    # Not at the top: netlink's library takes longer to import than all that the first tick needs (see `foundation`).
+    from agentos_native.network import NO_RATES, Rates
+
     limits = spec.resources.limits.network
     return Rates(limits.egress, limits.ingress) if limits else NO_RATES
 

@@ -70,6 +70,17 @@ def assert_counts_without_a_gap(ground: Place, agent: api.Agent) -> None:
     assert numbers == list(range(len(numbers)))
 
 
+def test_the_machine_is_divided_before_anything_is_recovered(ground: Place, launcher: int) -> None:
+    agent = ground.run("early", "sleep", "1000")
+    crash_supervisor(ground, launcher)
+    first_tick = ground.client.node().first_tick
+    assert first_tick is not None
+    adopted = [event.ts for event in ground.client.events() if event.type == "recovered"]
+    since_boot = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
+    assert since_boot + first_tick < min(adopted)
+    assert [row["agent_id"] for row in ground.client.alloc()] == [agent.id]
+
+
 @pytest.mark.parametrize("crash", [crash_supervisor, crash_all])
 def test_agents_live_on_and_are_adopted(ground: Place, launcher: int, crash: object) -> None:
     agent = ground.run("counter", "sh", "-c", COUNT, network="isolated")

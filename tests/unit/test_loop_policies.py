@@ -114,7 +114,8 @@ def member(one: Loop, name: str, threads: int) -> Member:
 
 def test_controllers_are_asked_only_for_drf(loop: Loop) -> None:
     told = Told()
-    shares = Shares(loop.ticker, 1.0, lambda: None, [cast(Controller, told)])
+    shares = Shares(loop.ticker, 1.0)
+    shares.join([cast(Controller, told)], lambda: None)
     lean, fat = member(loop, "lean", 2), member(loop, "fat", 2)
     for one in (lean, fat):
         shares.add(one)

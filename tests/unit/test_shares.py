@@ -29,6 +29,7 @@ class FakeTicker:
 
     def __init__(self) -> None:
         self.turns: list[float] = []
+        self.added: list[object] = []
         self.ticked = threading.Event()
 
     def tick(self, now: float) -> None:
@@ -41,7 +42,9 @@ class FakeTicker:
     def explain(self, agent_id: str, name: Any) -> dict[str, Any]:
         return {"words": [f"cpu of {name(agent_id)}"], "equations": ["cpu"]}
 
-    def add(self, *_: object) -> None: ...
+    def add(self, agent_id: str, *_: object) -> None:
+        self.added.append(agent_id)
+
     def change(self, *_: object) -> None: ...
     def remove(self, *_: object) -> None: ...
     def set_tenant(self, *_: object) -> None: ...
@@ -125,10 +128,50 @@ def member(name: str, own: AgentSpec) -> Member:
 
 def made(memory: FakeMemory, period: float = 60.0) -> tuple[Shares, FakeTicker]:
     ticker = FakeTicker()
-    shares = Shares(ticker, period, lambda: None, [memory])  # type: ignore[arg-type]
+    shares = Shares(ticker, period)  # type: ignore[arg-type]
+    shares.join([memory], lambda: None)
+    shares.settle()
     shares.add(member("a", spec()))
     shares.add(member("b", spec()))
     return shares, ticker
+
+
+def test_cpu_is_divided_before_the_recovery_and_the_rest_after_it() -> None:
+    ticker, memory = FakeTicker(), FakeMemory()
+    shares = Shares(ticker, 0.01)  # type: ignore[arg-type]
+    chores: list[None] = []
+    try:
+        shares.add(member("a", spec()))
+        shares.start()
+        assert ticker.ticked.wait(10)
+        shares.join([memory], lambda: chores.append(None))
+        for _ in range(3):
+            ticker.ticked.clear()
+            assert ticker.ticked.wait(10)
+        assert memory.turns == len(chores) == 0
+        shares.settle()
+        deadline = time.monotonic() + 10
+        while not memory.turns or not chores:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        shares.close()
+        shares.close()
+
+
+def test_who_was_known_before_the_recovery_is_measured_on() -> None:
+    ticker, memory = FakeTicker(), FakeMemory()
+    shares = Shares(ticker, 60.0)  # type: ignore[arg-type]
+    shares.add(member("a", spec()))
+    shares.join([memory], lambda: None)
+    assert memory.specs == {}
+    shares.add(member("a", spec()))
+    assert list(memory.specs) == [IDS["a"]]
+    assert ticker.added == [IDS["a"]]
+    shares.remove(IDS["a"])
+    shares.add(member("a", spec()))
+    shares.add(member("a", spec(weight=7)))
+    assert ticker.added == [IDS["a"]] * 3
 
 
 def test_rows_of_each_resource() -> None:

@@ -299,7 +299,7 @@ def test_a_group_that_vanishes_disturbs_nobody(loop: Loop) -> None:
     }
     os.truncate(gone.path / "cpu.stat", 0)  # a removed group's file yields nothing more
     events: list[tuple[str, str]] = []
-    loop.ticker._on_event = lambda kind, agent_id: events.append((kind, agent_id))
+    loop.ticker.on_event = lambda kind, agent_id: events.append((kind, agent_id))
     loop.kernel.step(1.0)
     assert loop.ticker.tick(loop.kernel.now).gone == ("000000000001",)
     loop.run(3)
@@ -359,7 +359,7 @@ def test_both_engines_read_and_write_alike(loop: Loop) -> None:
 
 def test_the_compiled_engine_is_loaded_in_the_background(loop: Loop) -> None:
     """From a number of agents on; ticks go on meanwhile, and say who computes."""
-    loop.ticker._compile_from = 3
+    loop.ticker.compile_from = 3
     try:
         loop.agent("first")
         loop.agent("second")

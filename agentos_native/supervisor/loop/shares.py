@@ -2,6 +2,9 @@
 
 `Shares` is what the rest of the supervisor sees. The `Ticker` has a lock of its own: a tick over a thousand groups
 takes some milliseconds, during which an `add` waits.
+
+CPU is divided from `start` on, which comes before the recovery. The other resources' controllers `join` for the
+recovery to tell them of the agents that it adopts, and turn when that is over (`settle`).
 """
 
 from __future__ import annotations
@@ -32,18 +35,15 @@ class Shares:
 
     Args:
         period: seconds between two ticks.
-        chore: done after each tick in the same thread (the network looks after its table there).
-        controllers: of the other resources, each called at its own pace after a tick.
     """
 
-    def __init__(
-        self, ticker: Ticker, period: float, chore: Callable[[], object], controllers: Sequence[Controller] = ()
-    ) -> None:
+    def __init__(self, ticker: Ticker, period: float) -> None:
         self._ticker = ticker
         self._period = period
-        self._chore = chore
-        self._controllers = list(controllers)
-        self._due = [0.0] * len(self._controllers)
+        self._chore: Callable[[], object] = lambda: None
+        self._controllers: list[Controller] = []
+        self._due: list[float] = []
+        self._settled = False
         self._members: dict[str, Member] = {}
         self._stop = threading.Event()
         self._woken = threading.Event()
@@ -56,8 +56,26 @@ class Shares:
         """Begin to tick."""
         self._thread.start()
 
+    def join(self, controllers: Sequence[Controller], chore: Callable[[], object]) -> None:
+        """Have the other resources' controllers told of who comes and goes from now on; once, before `settle`.
+
+        Args:
+            controllers: each called at its own pace after a tick.
+            chore: done after each tick in the same thread (the network looks after its table there).
+        """
+        self._controllers = list(controllers)
+        self._due = [0.0] * len(self._controllers)
+        self._chore = chore
+
+    def settle(self) -> None:
+        """All agents are known, to the controllers, too: every resource has its turns from now on."""
+        self._settled = True
+        self._hurry()
+
     def close(self) -> None:
-        """Stop after the running tick."""
+        """Stop after the running tick; nothing happens the second time."""
+        if self._stop.is_set():
+            return
         self._stop.set()
         self._woken.set()
         if self._thread.is_alive():
@@ -86,7 +104,9 @@ class Shares:
         self._woken.set()
 
     def _turn(self) -> None:
-        steps: list[Callable[[], object]] = [self._profile, self._tick, self._control, self._chore]
+        steps: list[Callable[[], object]] = [self._tick]
+        if self._settled:
+            steps = [self._profile, self._tick, self._control, self._chore]
         trouble = ""
         for step in steps:
             try:
@@ -115,11 +135,12 @@ class Shares:
                 controller.turn(now)
 
     def add(self, member: Member) -> None:
-        """An agent runs."""
+        """An agent runs. One that was known before the recovery, and lives, is measured on."""
         spec = member.spec
         requests, limits = spec.resources.requests, spec.resources.limits
-        self._members[member.agent_id] = member
-        self._ticker.add(member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type)
+        if self._members.get(member.agent_id) != member:
+            self._members[member.agent_id] = member
+            self._ticker.add(member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type)
         for controller in self._controllers:
             controller.add(member)
 

@@ -104,7 +104,8 @@ class Ticker:
         cpus: of the machine, or fewer where the node shall divide fewer.
         on_event: called with ("cgroup-gone", agent id) from within `tick`.
         policy: by which the machine is divided among tenants, and what tenants have that choose none.
-        compile_from: agents from which the compiled engine is loaded, in a thread of its own; 0: never.
+        compile_from: agents from which the compiled engine is loaded, in a thread of its own; 0: never. It may be
+            set later: while the main thread still imports, another thread's imports could meet half of a module.
         clock: time.monotonic, but for tests.
     """
 
@@ -122,8 +123,8 @@ class Ticker:
         self._clock = clock
         self._tree = tree
         self._cpus = cpus
-        self._on_event = on_event
-        self._compile_from = compile_from
+        self.on_event = on_event
+        self.compile_from = compile_from
         self._loader: threading.Thread | None = None
         self._lock = threading.RLock()
         self._slots = Slots(POLICIES.index(policy))
@@ -319,8 +320,8 @@ class Ticker:
         gone = tuple(agent_id for agent_id in missing if agent_id not in self._reported)
         self._reported.update(gone)
         for agent_id in gone:
-            if self._on_event is not None:
-                self._on_event("cgroup-gone", agent_id)
+            if self.on_event is not None:
+                self.on_event("cgroup-gone", agent_id)
         return gone
 
     def _update(self, measured: Measured) -> None:
@@ -376,7 +377,7 @@ class Ticker:
 
     def _load_engine(self, agents: int) -> None:
         """Load the compiled engine in a thread once there are enough agents; until it is there NumPy goes on."""
-        if self._loader is not None or not self._compile_from or agents < self._compile_from:
+        if self._loader is not None or not self.compile_from or agents < self.compile_from:
             return
 
         self._loader = threading.Thread(target=load_compiled, name="compile", daemon=True)
