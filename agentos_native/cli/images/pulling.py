@@ -29,7 +29,9 @@ def display(stream: TextIO, *, quiet: bool) -> Iterator[Show]:
         with _bars(stream) as show:
             yield show
     else:
-        yield _Lines(stream).show
+        lines = _Lines(stream)
+        yield lines.show
+        lines.end()
 
 
 def _warn(stream: TextIO, event: ImageEvent) -> None:
@@ -44,18 +46,33 @@ class _Lines:
         self._stream = stream
         self._what = ""
         self._due = 0.0
+        self._layer = ""
 
     def show(self, event: ImageEvent) -> None:
         if event.kind == "progress":
             self._progress(event)
-        elif event.kind == "cached":
-            self._say(f"[{event.step}/{event.steps}] {_short(event.text)} is here already")
         elif event.kind == "step":
-            self._say(f"[{event.step}/{event.steps}] {_short(event.text)} unpacking")
+            self._flush()
+            self._layer = f"[{event.step}/{event.steps}] {_short(event.text)}"
+        elif event.kind == "cached":
+            self._say(f"{self._layer} is here already")
+            self._layer = ""
         elif event.kind == "note":
             self._say(event.text if event.text.startswith(_WARNING) else f"note: {event.text}")
 
+    def end(self) -> None:
+        """The pull is over."""
+        self._flush()
+
+    def _flush(self) -> None:
+        """The layer of which it was not said that it is here is unpacked."""
+        if self._layer:
+            layer, self._layer = self._layer, ""
+            self._say(f"{layer} is unpacked")
+
     def _progress(self, event: ImageEvent) -> None:
+        if event.what.startswith("layer"):
+            self._flush()
         now = time.monotonic()
         if event.what == self._what and event.done < event.total and now < self._due:
             return
@@ -99,4 +116,6 @@ def _bars(stream: TextIO) -> Iterator[Show]:
 
 
 def _short(digest: str) -> str:
-    return digest.removeprefix("sha256:")[:12]
+    """``layer sha256:…`` as people read it."""
+    before, _, digits = digest.rpartition("sha256:")
+    return f"{before}{digits[:12]}"

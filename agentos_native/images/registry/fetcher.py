@@ -160,8 +160,8 @@ class Fetcher:
             try:
                 return action()
             except Transient as error:
-                if attempt == self._limits.attempts - 1:
-                    raise
+                if attempt == self._limits.attempts - 1 or error.code == "registry-unreachable":
+                    raise  # nothing was ever there: waiting for it is the user's to decide
                 self._account.remark(f"{error.what}; attempt {attempt + 2}")
                 time.sleep(min(self._limits.backoff * 2**attempt, self._limits.backoff_max))
         raise AssertionError("there is at least one attempt")

@@ -377,7 +377,9 @@ def tls_context(ca: str, verify: bool) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cadata=ca)
         except (ssl.SSLError, ValueError):
-            raise AgentosError("invalid-ca", "the file of authorities has no certificates in PEM form") from None
+            raise AgentosError(
+                "invalid-ca", "the file of authorities has no certificates that can be read", "", "PEM is read"
+            ) from None
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
