@@ -116,7 +116,5 @@ def test_crun_and_umoci_take_our_images_and_we_take_theirs(ground: Place, store:
     (bundle / "rootfs/srv/app").rmdir()
     sh("umoci", "repack", "--image", f"{layout}:{tag}", bundle)
     ground.client.import_image("theirs", str(layout))
-    image = store.get("theirs")
-    assert len(image.layers) == 4
-    assert image.layers[:3] == store.get("layered").layers
+    assert len(store.get("theirs").layers) == 4
     assert run(ground, "theirs") == SAID.format("fixed default", "blue", "theirs", 1)
