@@ -94,6 +94,7 @@ USER 0
 RUN ["/bin/busybox", "echo", "no $shell"]
 RUN cp /bin/busybox /bin/su2 && chmod 4755 /bin/su2 \\
  && chown 1000:1000 /work && mkfifo /work/fifo && ln /work/fifo /work/same
+RUN echo app:x:7:7::/:/bin/sh >> /etc/passwd
 CMD ["stat", "-c", "%U %a", "/bin/su2"]
 """
 
@@ -110,8 +111,9 @@ def test_what_run_sees_and_what_its_layer_keeps(ground: Place, context: Path) ->
     look = "stat -c '%u:%g %h' /work /work/fifo; cat /tmp/file; ls /work/place; cat /etc/hostname"
     assert said(ground, "seen", "sh", "-c", look) == ["1000:1000 1", "0:0 2", "x", "mine", "look"]
     layers = [Path(ground.directory / "state/images/layers", layer.digest[7:]) for layer in image.layers]
-    assert len(layers) == 6
-    assert not any((layer / "etc").exists() for layer in layers[1:])  # hosts, hostname, resolv.conf are not theirs
+    assert len(layers) == 7
+    assert not any((layer / "etc").exists() for layer in layers[1:-1])  # hosts, hostname, resolv.conf are not theirs
+    assert os.listdir(layers[-1] / "etc") == ["passwd"]
     assert not any((layer / "proc").exists() for layer in layers[1:])
     assert {path.lstat().st_uid for layer in layers for path in layer.rglob("*")} <= {0, 1000}
     assert state_of(ground) == before

@@ -16,6 +16,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images.build import dockerfile
 from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
 from agentos_native.images.store import ImageStore
+from agentos_native.spec.model import AgentSpec, TenantLimits, TenantSpec
 from agentos_native.supervisor.building import pins
 from agentos_native.supervisor.building.builder import Builder
 from agentos_native.supervisor.building.workshop import Workshop
@@ -126,7 +127,11 @@ Story = Callable[[Scene], Awaitable[None]]
 def play(directory: Path, story: Story) -> None:
     async def work() -> None:
         async with lifecycle_of(directory) as (lifecycle, world, link):
-            await asyncio.wait_for(story(Scene(directory, lifecycle, world, link)), 30)
+            scene = Scene(directory, lifecycle, world, link)
+            try:
+                await asyncio.wait_for(story(scene), 30)
+            finally:
+                await scene.builder.close()
 
     before = len(os.listdir("/proc/self/fd"))
     asyncio.run(work())
@@ -279,6 +284,26 @@ def test_two_builds_at_once_do_not_meet(tmp_path: Path) -> None:
         assert [events[-1].kind for events in ended] == ["done", "done"]
         assert scene.left()[0] == []
         assert [image.name for image in scene.store.list() if image.names] == ["a", "b", "base"]
+
+    play(tmp_path, story)
+
+
+def test_a_step_waits_for_room_in_its_tenant(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        scene.say("FROM base\nRUN one\n")
+        scene.lifecycle.host.tenants["full"] = TenantSpec(name="full", limits=TenantLimits(agents=1))
+        other = await scene.lifecycle.run(AgentSpec(name="other", tenant="full", image="base", command=("stays",)))
+        scene.runs["stays"] = (b"", -1)
+        running = scene.builder.begin(BuildRequest(context=str(scene.context), tenant="full"))
+        player = asyncio.create_task(scene.play())
+        events = []
+        async for line in running.lines():
+            events.append(msgspec.json.decode(line, type=ImageEvent))
+            if events[-1].kind == "note":
+                await scene.lifecycle.remove(other, force=True)
+        player.cancel()
+        assert kinds(events) == "step step done"
+        assert scene.ran[-1] == "one"
 
     play(tmp_path, story)
 

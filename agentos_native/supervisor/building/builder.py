@@ -89,6 +89,7 @@ class Builder:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._workshop.threads.shutdown(wait=False)
 
 
 def _failed(error: AgentosError) -> ImageEvent:

@@ -67,7 +67,7 @@ class Build:
         self._id = build
         self._feed = feed
         self._hand = Hand()
-        self._leased = Leased(workshop.catalog)
+        self._leased = Leased(workshop.catalog, workshop.threads)
         self._pins = Pins(self._host, workshop.catalog, build)
         self._bases: dict[str, Image] = {}
         self._trees: dict[int, _Tree] = {}
@@ -225,7 +225,9 @@ class Build:
         output = Output(self._feed, place.step)
         async with contextlib.AsyncExitStack() as stack:
             try:
-                agent = await stack.enter_async_context(sandbox.ran(self._lifecycle, spec, self._feed, output))
+                agent = await stack.enter_async_context(
+                    sandbox.ran(self._lifecycle, spec, place.step, self._feed, output)
+                )
             except AgentosError as error:
                 raise failing.not_started(self._describe(place), error, run, network) from None
             record = agent.record

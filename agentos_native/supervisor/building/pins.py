@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 from agentos_native.errors import AgentosError
@@ -25,7 +26,8 @@ class Leased:
     left behind by a task that is cancelled: it waits for their end.
     """
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Catalog, threads: Executor) -> None:
+        self._threads = threads
         self._context = contextvars.copy_context()
         self._lease = catalog.lease()
 
@@ -43,7 +45,7 @@ class Leased:
     async def call(self, work: Callable[..., T], *arguments: Any, interrupt: Callable[[], object] = lambda: None) -> T:
         """The result of `work`. When this task is cancelled, `interrupt` is called (in a thread) to make it short."""
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(None, self._context.run, work, *arguments)
+        future = loop.run_in_executor(self._threads, self._context.run, work, *arguments)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from agentos_native.supervisor.agents import BUILD_LABEL, Agent
 from agentos_native.supervisor.attaching import until_ended
 from agentos_native.supervisor.building.feed import Feed, Output
 from agentos_native.supervisor.lifecycle import Lifecycle
-from agentos_native.wire.images import BuildRequest
+from agentos_native.wire.images import BuildRequest, ImageEvent
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where programs are when the image does not say, as with docker."""
@@ -52,7 +52,7 @@ def limits_of(request: BuildRequest) -> Limits:
 
 
 @contextlib.asynccontextmanager
-async def ran(lifecycle: Lifecycle, spec: AgentSpec, feed: Feed, output: Output) -> AsyncIterator[Agent]:
+async def ran(lifecycle: Lifecycle, spec: AgentSpec, step: int, feed: Feed, output: Output) -> AsyncIterator[Agent]:
     """The agent of `spec`, ended (or failed to start: its state says so), with its files; gone at the end.
 
     Raises:
@@ -68,6 +68,8 @@ async def ran(lifecycle: Lifecycle, spec: AgentSpec, feed: Feed, output: Output)
     feed.on_room = resume
     try:
         await lifecycle.start(agent)
+        if agent.record.state == "queued":
+            feed.put(ImageEvent(kind="note", step=step, text=f"waits for room in tenant {spec.tenant}"))
         await until_ended(agent)
         output.finish()
         yield agent

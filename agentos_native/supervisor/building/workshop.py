@@ -13,6 +13,7 @@ import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,8 @@ from agentos_native.supervisor import guestfiles
 from agentos_native.wire.images import BuildRequest
 
 DOCKERFILE_MAX: Final = 1 << 20
+_THREADS: Final = 8
+"""Builds that work at once; RUNs are no matter of threads."""
 _PLANS: Final = 64
 """Parsed Dockerfiles that are kept."""
 _PATH: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,10 +67,11 @@ class Hand:
 
 
 class Workshop:
-    """One per supervisor. Thread-safe."""
+    """One per supervisor. Thread-safe. `threads` are for builds only: they may take long, and others wait elsewhere."""
 
     def __init__(self, store: ImageStore) -> None:
         self.catalog = store.catalog
+        self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="build")
         self._hashes = context.Hashes()
         self._parsed: OrderedDict[str, tuple[Instruction, ...]] = OrderedDict()
 
