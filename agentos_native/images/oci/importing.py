@@ -23,9 +23,10 @@ from agentos_native.images import names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import DEFAULT_COMMAND, Image, ImageConfig, Layer, Limits, Manifest
 from agentos_native.images.oci import model
+from agentos_native.images.oci.answers import Asking, LateSession
 from agentos_native.images.oci.layout import Blobs, DockerArchive, Layout, recognise
 from agentos_native.images.oci.model import Contents, Description, Descriptor
-from agentos_native.images.oci.survey import ask, invalid, parse_platform, unsupported
+from agentos_native.images.oci.survey import invalid, parse_platform, unsupported
 from agentos_native.images.overlay import view
 from agentos_native.images.session import Expect, ProgressCallback, Session, Unpacked
 from agentos_native.images.sources import open_source
@@ -98,20 +99,25 @@ class Importer:
     def __init__(
         self,
         catalog: Catalog,
-        session: Session,
+        session: Session | LateSession,
         options: ImportOptions,
         *,
         watch: Watch | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
         self._catalog = catalog
-        self._session = session
+        self._given = session
+        self._asking = Asking(session)
         self._options = options
         self._platform = str(parse_platform(options.platform or this_platform()))
         self._watch = watch or (lambda _event: None)
         self._progress = progress
         self._entries = 0
         self._bytes = 0
+
+    @property
+    def _session(self) -> Session:
+        return self._given if isinstance(self._given, Session) else self._given.session
 
     # -- what a source may be
 
@@ -140,9 +146,9 @@ class Importer:
     def layout(self, name: str | None, source: Layout | DockerArchive) -> Image:
         """Import the image that the options mean."""
         if isinstance(source, DockerArchive):
-            contents = source.choose(self._session.ask, self._options.ref)
+            contents = source.choose(self._asking, self._options.ref)
         else:
-            chosen = source.choose(self._session.ask, self._options.ref, self._platform)
+            chosen = source.choose(self._asking, self._options.ref, self._platform)
             contents = self.contents(source, chosen)
         return self.image(name, source, contents)
 
@@ -153,21 +159,20 @@ class Importer:
         for _ in range(model.DEPTH_MAX):
             if chosen.media_type in model.MANIFEST_TYPES:
                 question = model.AskManifest(content=blobs.read(chosen), media_type=chosen.media_type)
-                return ask(self._session.ask, question, Contents)
+                return self._asking.about(question, Contents)
             if chosen.media_type not in model.INDEX_TYPES:
                 raise unsupported(
                     f"{chosen.media_type!r} is no image", "an index or a manifest of OCI or Docker is one"
                 )
-            chosen = ask(
-                self._session.ask, model.AskIndex(content=blobs.read(chosen), platform=self._platform), Descriptor
-            )
+            index = model.AskIndex(content=blobs.read(chosen), platform=self._platform)
+            chosen = self._asking.about(index, Descriptor)
         raise invalid(f"indexes are nested more than {model.DEPTH_MAX} deep")
 
     def image(self, name: str | None, blobs: Blobs, contents: Contents) -> Image:
         """Unpack what the store has not, and make the image; None gives it no name."""
         content = blobs.read(contents.config)
         question = model.AskConfig(content=content, layers=len(contents.layers), platform=self._platform)
-        described = ask(self._session.ask, question, Description)
+        described = self._asking.about(question, Description)
         if not contents.layers:
             raise unsupported("the image has no layers", "there is nothing in it that could run")
         stack: list[Layer] = []
@@ -299,10 +304,10 @@ def import_image(
     """Import `source` (a path, or a stream that an archive comes out of) and call it `name`; see `Importer`.
 
     Raises:
-        AgentosError: the store is as it was, but for layers that came before what failed, which `gc` finds.
+        AgentosError: the store is as it was.
     """
     name = names.parse_name(name)
-    with open_source(source) as (descriptor, directory), catalog.lease(), Session(limits) as session:
+    with open_source(source) as (descriptor, directory), catalog.lease(), LateSession(limits) as session:
         importer = Importer(catalog, session, options, watch=watch, progress=progress)
         return importer.directory(name, descriptor) if directory else importer.archive(name, descriptor)
 
