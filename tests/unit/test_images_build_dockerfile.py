@@ -153,7 +153,7 @@ def test_the_confined_task_is_the_same() -> None:
     assert msgspec.msgpack.decode(answer, type=tuple[Instruction, ...]) == parse(text)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.one_of(
         st.binary(max_size=200),
