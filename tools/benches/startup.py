@@ -3,6 +3,9 @@
 "Start" is the execution of the supervisor's process by its launcher (as /proc tells it, to 10 ms); told besides is the
 way from the command ``agentos-native supervise``. An *allocation* is a turn of the tick, as the API shows it. The
 compiled engine is loaded in a process that has imported what the supervisor has.
+
+Modules are there as bytecode, as installation leaves them: the first round, which does not count, makes it where a
+checkout has none.
 """
 
 from __future__ import annotations
@@ -92,8 +95,13 @@ def _children_seconds() -> float:
 def one_engine() -> list[float]:
     """Seconds from wanting the compiled engine to having it, and MiB of the process then."""
     command = [sys.executable, "-c", ENGINE]
-    result: list[float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
+    result: list[float] = json.loads(done.stdout)
     return result
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def one_start(here: Place, number: int) -> tuple[float, float, float]:
@@ -107,7 +115,7 @@ def one_start(here: Place, number: int) -> tuple[float, float, float]:
     command += ["--state-dir", str(state / "state"), "--cgroup-root", f"/{group.relative_to(cgroup2_mount())}"]
     log = state / "log"
     called = time.clock_gettime(time.CLOCK_BOOTTIME)
-    process = subprocess.Popen(command, stderr=log.open("wb"), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stderr=log.open("wb"), stdout=subprocess.DEVNULL, env=_environment())
     try:
         answered = _until(lambda: _call(socket, "/v1/version"), process, log)
         _until(lambda: _call(socket, "/v1/node")["first_tick"], process, log)

@@ -53,7 +53,13 @@ class Shares:
         """When the first tick was done, CLOCK_BOOTTIME; None before."""
 
     def start(self) -> None:
-        """Begin to tick."""
+        """Make the first tick, and begin to tick.
+
+        The first one here and not in the thread: whoever starts this has much to import then, and a thread that reads
+        files gets the interpreter back from one that computes only after 5 ms each time (sys.setswitchinterval).
+        """
+        self._turn()
+        self.first_tick = time.clock_gettime(time.CLOCK_BOOTTIME)
         self._thread.start()
 
     def join(self, controllers: Sequence[Controller], chore: Callable[[], object]) -> None:
@@ -85,7 +91,8 @@ class Shares:
             controller.close()
 
     def _loop(self) -> None:
-        last = due = time.monotonic()  # the first tick at once: adopted agents wait for it
+        last = time.monotonic()
+        due = last + self._period
         while not self._stop.is_set():
             if self._woken.wait(max(due - time.monotonic(), 0.0)):
                 self._woken.clear()
@@ -93,8 +100,6 @@ class Shares:
                 continue
             self._turn()
             last = time.monotonic()
-            if self.first_tick is None:
-                self.first_tick = time.clock_gettime(time.CLOCK_BOOTTIME)
             # A tick that came late is not made up for: shares are computed from what was used since the last one.
             due = max(due + self._period, last)
 
