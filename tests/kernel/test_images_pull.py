@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -311,6 +312,38 @@ def test_a_killed_pull_leaves_nothing_that_runs_and_is_resumed(store: ImageStore
     assert any(event.what == "fetching (resumed)" for event in made.events)
     assert made.image.layers[0].joinpath("etc/motd").read_text() == "hello\n"
     assert downloads(store) == []
+
+
+class _Names(socketserver.BaseRequestHandler):
+    """Answers every question for an IPv4 address with 127.0.0.1, and others with nothing (RFC 1035)."""
+
+    def handle(self) -> None:
+        query, sock = self.request
+        question = query[12 : query.index(b"\0", 12) + 5]
+        known = question[-4:-2] == b"\0\x01"
+        answer = b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x7f\0\0\x01" if known else b""
+        counts = b"\0\x01" + (b"\0\x01" if known else b"\0\0") + b"\0\0\0\0"
+        sock.sendto(query[:2] + b"\x81\x80" + counts + question + answer, self.client_address)
+
+
+def test_names_are_resolved_by_dns(store: ImageStore, server: Server, tmp_path: Path) -> None:
+    content = Content(layer({"a": b"a"}))
+    content.serve(server)
+    reference = f"registry.test:{server.server_address[1]}/team/agent:1"
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    inner = [sys.executable, "-c", _PULLER, str(store.path.parent), reference]
+    script = f'mount --bind {tmp_path}/resolv.conf /etc/resolv.conf && exec "$@"'
+    with socketserver.UDPServer(("127.0.0.1", 53), _Names) as names:
+        thread = threading.Thread(target=names.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            line = ["unshare", "--mount", "sh", "-c", script, "sh", *inner]
+            done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE * 2, check=False)
+        finally:
+            names.shutdown()
+            thread.join()
+    assert done.returncode == 0, done.stderr
+    assert store.get(reference).layers[0].joinpath("a").read_bytes() == b"a"
 
 
 def test_two_pulls_of_one_image_fetch_it_once(store: ImageStore, server: Server) -> None:

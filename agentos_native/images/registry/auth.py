@@ -148,6 +148,8 @@ def may_know(host: str, registry: str, named: str) -> bool:
     That domain is the registry's name without its first label, and has two labels at least.
     """
     host, registry = host.lower().rstrip("."), registry.lower().rstrip(".")
+    if not host:
+        return False
     if host in {registry, named.lower()}:
         return True
     try:

@@ -317,10 +317,10 @@ def _of_tls(cause: BaseException, target: Target) -> AgentosError | None:
         what, hint = f"its certificate is not trusted: {cause.verify_message}", _TLS_HINT
     elif not isinstance(cause, ssl.SSLError) or isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError):
         return None
-    elif cause.reason in _NO_TLS:
+    elif (reason := getattr(cause, "reason", None)) in _NO_TLS:
         what, hint = "the registry does not speak TLS there", "--plain-http speaks without TLS"
     else:
-        what, hint = f"TLS fails: {cause.reason or _words(cause)}", _TLS_HINT
+        what, hint = f"TLS fails: {reason or _words(cause)}", _TLS_HINT
     return AgentosError("registry-tls", what, target.shown(), hint)
 
 
