@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -19,7 +19,15 @@ from agentos_native.images.unpack.messages import Job
 from agentos_native.kernel import ns
 from agentos_native.kernel.process import close_range
 
-Functions = Mapping[str, Callable[..., Any]]
+
+class Means(NamedTuple):
+    """What the worker has prepared: functions by name, the user namespace of unprivileged children, and the filter
+    of system calls."""
+
+    functions: Mapping[str, Callable[..., Any]]
+    userns: int
+    program: bytes
+
 
 COPY: Final = "copy"
 """The name of the function that does the job ``copy``, among those that the worker loads."""
@@ -44,24 +52,24 @@ def fork(life: Callable[[], None]) -> int:
     return child
 
 
-def reader(job: Job, given: Mapping[str, int], functions: Functions, status: int) -> None:
+def reader(job: Job, given: Mapping[str, int], means: Means, status: int) -> None:
     """Copy what is on the host, with the warden's file capabilities."""
     with _telling(status):
-        _confine_reader(job.limits, *given.values(), status)
+        _confine_reader(job.limits, means, *given.values(), status)
         if job.kind == "copy":
-            send(status, functions[COPY](job, given, jobs.reporter(status)))
+            send(status, means.functions[COPY](job, given, jobs.reporter(status)))
         else:
             send(status, jobs.read_directory(job, given, status))
 
 
-def measurer(tree: int, limits: Limits, status: int, *, sync: bool) -> None:
+def measurer(tree: int, limits: Limits, means: Means, status: int, *, sync: bool) -> None:
     """Read the whole tree; `sync`: and write it to the disk."""
     with _telling(status):
-        _confine_reader(limits, tree, status)
+        _confine_reader(limits, means, tree, status)
         send(status, jobs.measure_tree(tree, sync=sync))
 
 
-def feeder(job: Job, given: Mapping[str, int], userns: int, functions: Functions, pipes: tuple[int, int]) -> None:
+def feeder(job: Job, given: Mapping[str, int], means: Means, pipes: tuple[int, int]) -> None:
     """Start the unpacker, feed it when something is expected of the archive, and end as it ended.
 
     Args:
@@ -69,17 +77,17 @@ def feeder(job: Job, given: Mapping[str, int], userns: int, functions: Functions
     """
     status, fed = pipes
     with _telling(fed):
-        confine.become_root_of(userns)
+        confine.become_root_of(means.userns)
         confine.die_with_parent()
         checked = bool(job.expect.digest) or job.expect.size >= 0
         feed_r, feed_w = _pipe() if checked else (-1, -1)
         ns.unshare(ns.CLONE_NEWPID)
         unpacks = dict(given) | ({"source": feed_r} if checked else {})
-        child = fork(lambda: _unpacker(job, unpacks, functions, status))
+        child = fork(lambda: _unpacker(job, unpacks, means, status))
         keep_only(fed, *((given["source"], feed_w) if checked else ()))
         confine.keep_capabilities(())
         confine.limit_resources(job.limits)
-        confine.filter_system_calls("wait4")
+        confine.filter_system_calls(means.program)
         if checked:
             send(fed, feed(given["source"], feed_w, job.expect, job.limits))
         _, ended = os.waitpid(child, 0)
@@ -87,7 +95,7 @@ def feeder(job: Job, given: Mapping[str, int], userns: int, functions: Functions
     os._exit(code if code >= 0 else SIGNALLED - code)
 
 
-def _unpacker(job: Job, given: Mapping[str, int], functions: Functions, status: int) -> None:
+def _unpacker(job: Job, given: Mapping[str, int], means: Means, status: int) -> None:
     """Parse what strangers wrote, with no power but over the fds it is given."""
     with _telling(status):
         confine.die_with_parent()
@@ -98,9 +106,9 @@ def _unpacker(job: Job, given: Mapping[str, int], functions: Functions, status: 
         keep_only(status, *descriptors.values())
         confine.keep_capabilities(() if asked else confine.FILE_CAPABILITIES)
         confine.limit_resources(_ask_limits(job.limits) if asked else job.limits)
-        confine.filter_system_calls()
+        confine.filter_system_calls(means.program)
         if asked:
-            send(status, jobs.answer(job, functions[job.task], descriptors))
+            send(status, jobs.answer(job, means.functions[job.task], descriptors))
         else:
             send(status, jobs.unpack(job, descriptors, status))
 
@@ -110,11 +118,11 @@ def _ask_limits(limits: Limits) -> Limits:
     return msgspec.structs.replace(limits, bytes=_ANSWER_MAX, cpu_seconds=seconds)
 
 
-def _confine_reader(limits: Limits, *descriptors: int) -> None:
+def _confine_reader(limits: Limits, means: Means, *descriptors: int) -> None:
     confine.die_with_parent()
     keep_only(*descriptors)
     confine.limit_resources(limits)
-    confine.filter_system_calls()
+    confine.filter_system_calls(means.program)
 
 
 @contextlib.contextmanager

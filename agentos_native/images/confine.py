@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 import resource
 import signal
 from collections.abc import Iterable
 from typing import Final
-
-import pyseccomp
 
 from agentos_native.images.model import Limits
 from agentos_native.kernel import mount, ns
@@ -38,6 +37,7 @@ own id range."""
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
+_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 22, 2
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _CLONE_THREAD: Final = 0x10000
 
@@ -50,7 +50,7 @@ _INTERPRETER_CALLS: Final = """
     mmap munmap mprotect mremap madvise brk futex set_robust_list rseq gettid getpid exit exit_group
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill restart_syscall sched_yield sched_getaffinity
     membarrier clock_gettime clock_nanosleep nanosleep poll ppoll select pselect6 getrandom getrusage sysinfo
-    prlimit64
+    prlimit64 wait4
 """
 """What CPython itself needs: memory, threads, signals and time."""
 
@@ -163,13 +163,30 @@ def limit_resources(limits: Limits) -> None:
         resource.setrlimit(which, (allowed, allowed))
 
 
-def filter_system_calls(*more: str) -> None:
-    """Allow files by fd, what CPython needs and `more`; everything else does not exist (ENOSYS lets libc fall back).
-
-    clone makes threads only: its flags are looked at, which clone3 keeps in memory.
+@functools.cache
+def compile_filter() -> bytes:
+    """The program that allows files by fd and what CPython needs; everything else does not exist (ENOSYS lets libc
+    fall back). clone makes threads only: its flags are looked at, which clone3 keeps in memory.
     """
+    import pyseccomp  # looks for its library by running ldconfig, which a worker has no time for
+
     program = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
-    for name in (*_FILE_CALLS.split(), *_INTERPRETER_CALLS.split(), *more):
+    for name in (_FILE_CALLS + _INTERPRETER_CALLS).split():
         program.add_rule(pyseccomp.ALLOW, name)
     program.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
-    program.load()
+    descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
+    with open(descriptor, "w+b") as file:
+        program.export_bpf(file)
+        return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog of linux/filter.h."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+def filter_system_calls(program: bytes = b"") -> None:
+    """Install `program` (none given: a new one of `compile_filter`) for good; see seccomp(2)."""
+    program = program or compile_filter()
+    libc_call("prctl", _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, _Program(len(program) // 8, program), 0, 0)

@@ -34,6 +34,7 @@ from agentos_native.images.unpack.messages import (
     Message,
     Progress,
     Ready,
+    Setup,
     Unpacked,
     Written,
 )
@@ -66,6 +67,7 @@ class Session:
         self._userns = -1
         try:
             self._process = self._start(theirs)
+            self._socket.send(msgspec.json.encode(Setup(confine.compile_filter())))
         finally:
             theirs.close()
         try:
@@ -217,13 +219,18 @@ class Session:
 
     def _start(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "agentos_native.images.worker", str(theirs.fileno())],
+            # -S: the path is given, and looking for what else might be on it takes a third of Python's start
+            [sys.executable, "-S", "-m", "agentos_native.images.worker", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=self._complaints,
             pass_fds=(theirs.fileno(),),
             cwd="/",
-            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "PYTHONPATH": _PACKAGE_ROOT, "PYTHONNOUSERSITE": "1"},
+            env={
+                "PATH": os.defpath,
+                "LC_ALL": "C.UTF-8",
+                "PYTHONPATH": ":".join([_PACKAGE_ROOT, *filter(None, sys.path)]),
+            },
         )
 
     @contextlib.contextmanager

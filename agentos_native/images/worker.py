@@ -61,6 +61,7 @@ from agentos_native.images.unpack.messages import (
     Message,
     Progress,
     Ready,
+    Setup,
     Written,
 )
 from agentos_native.kernel.process import pidfd_open
@@ -78,6 +79,7 @@ _LINE_MAX: Final = 64 << 10
 _READ: Final = 64 << 10
 _JOB_MAX: Final = 64 << 20
 _FDS_MAX: Final = 8
+_SETUP_MAX: Final = 64 << 10
 
 
 class Words(NamedTuple):
@@ -118,14 +120,13 @@ class _Lines:
 class Warden:
     """Takes jobs from `control` until its other end is closed."""
 
-    def __init__(self, control: socket.socket, userns: int, functions: children.Functions) -> None:
+    def __init__(self, control: socket.socket, means: children.Means) -> None:
         self._control = control
-        self._userns = userns
-        self._functions = functions
+        self._means = means
 
     def serve(self) -> None:
         """The warden's life."""
-        socket.send_fds(self._control, [msgspec.json.encode(Ready())], [self._userns])
+        socket.send_fds(self._control, [msgspec.json.encode(Ready())], [self._means.userns])
         while True:
             data, descriptors, _, _ = socket.recv_fds(self._control, 16, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
             if not data:
@@ -157,13 +158,13 @@ class Warden:
     def _work(self, job: Job, given: Mapping[str, int]) -> Message:
         """Let a child do it; its last word, which is believed as far as `worker` says."""
         if job.kind in ("directory", "upper", "copy"):
-            words = self._start(job.limits, lambda said, _: children.reader(job, given, self._functions, said))
+            words = self._start(job.limits, lambda said, _: children.reader(job, given, self._means, said))
         else:
-            if job.kind == "ask" and job.task not in self._functions:
+            if job.kind == "ask" and job.task not in self._means.functions:
                 raise AgentosError("import-failed", f"no task {job.task!r}")
             words = self._start(
                 job.limits,
-                lambda said, fed: children.feeder(job, given, self._userns, self._functions, (said, fed)),
+                lambda said, fed: children.feeder(job, given, self._means, (said, fed)),
             )
         if isinstance(words.feeder, Fed):
             check(job.expect, words.feeder)
@@ -177,7 +178,7 @@ class Warden:
         return words.child
 
     def _measure(self, tree: int, limits: Limits, *, sync: bool) -> Message:
-        words = self._start(limits, lambda said, _: children.measurer(tree, limits, said, sync=sync))
+        words = self._start(limits, lambda said, _: children.measurer(tree, limits, self._means, said, sync=sync))
         if isinstance(words.child, Failed) or (words.code == 0 and isinstance(words.child, Measured)):
             return words.child
         raise _ended(words.code, limits)
@@ -254,12 +255,12 @@ def _wait_for(warden: int) -> NoReturn:
     os._exit(0)
 
 
-def _live(control: socket.socket, userns: int, functions: children.Functions) -> NoReturn:
+def _live(control: socket.socket, means: children.Means) -> NoReturn:
     """The warden's life from fork to end."""
     confine.die_with_parent()
     os.umask(0)
     confine.keep_capabilities(confine.FILE_CAPABILITIES)
-    Warden(control, userns, functions).serve()
+    Warden(control, means).serve()
     os._exit(0)
 
 
@@ -269,8 +270,8 @@ def main() -> None:
     sys.setswitchinterval(0.0005)
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
-        functions = _functions()
-        userns = confine.make_userns(confine.UNPACKER_BASE)
+        setup = msgspec.json.decode(control.recv(_SETUP_MAX), type=Setup)
+        means = children.Means(_functions(), confine.make_userns(confine.UNPACKER_BASE), setup.program)
         confine.leave_host()
         gc.collect()
         gc.freeze()  # what is never looked at again is never copied by a fork
@@ -280,7 +281,7 @@ def main() -> None:
         raise SystemExit(1) from None
     if warden:
         _wait_for(warden)
-    _live(control, userns, functions)
+    _live(control, means)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,12 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     request: bytes = b""
 
 
+class Setup(msgspec.Struct, frozen=True, tag="setup"):
+    """The first packet of a session: the compiled filter of system calls for the children."""
+
+    program: bytes
+
+
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
     """The warden has left the host; with it comes the user namespace of its unprivileged children."""
 
