@@ -68,6 +68,13 @@ class Ring:
         self._kept.append((path, 0))
         self._path, self._size = path, 0
 
+    def abandon(self) -> None:
+        """Remove the open segment if nothing whole is in it: the disk did not take its beginning."""
+        if self._path and not self._size:
+            self._kept.pop()
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
+
     def append(self, data: bytes) -> bool:
         """Write `data` to the open segment; False when the whole ring could not hold it."""
         if len(data) > self._limit - self._size:

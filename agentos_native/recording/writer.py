@@ -2,13 +2,15 @@
 
 Who has something to record calls `put` with a function that makes the entry: a few microseconds, whatever the disk
 does. The thread calls it, gathers entries for some seconds, and appends them to the ring as frames. When it cannot keep
-up, entries are dropped and counted; when the disk will not take them, it says so once and records nothing any more.
+up, entries are dropped and counted. When the disk will not take them, it says so once, and tries again after a while:
+until then everything is dropped. It goes on in a segment of its own, since the last one may end in half a frame.
 """
 
 from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -21,6 +23,8 @@ from agentos_native.recording.ring import Ring
 
 FLUSH: Final = 10.0
 """Seconds between two writes: the disk is often flash memory."""
+RETRY: Final = 60.0
+"""Seconds until a disk that would not take anything is tried again."""
 QUEUE: Final = 1024
 """Entries that may wait for the thread."""
 LARGE: Final = 8
@@ -33,9 +37,10 @@ class Writer:
     Args:
         directory: of the ring.
         limit: bytes that the ring may have.
-        warn: told once, in words, when nothing can be recorded any more.
+        warn: told in words when nothing can be recorded, once until something can be again.
         sample: called before each write, for entries that nobody puts.
         period: seconds between two writes.
+        retry: seconds; see `RETRY`.
     """
 
     def __init__(
@@ -45,12 +50,14 @@ class Writer:
         warn: Callable[[str], None],
         sample: Callable[[], Iterable[Entry]] = tuple,
         period: float = FLUSH,
+        retry: float = RETRY,
     ) -> None:
         self._directory = directory
         self._limit = limit
         self._warn = warn
         self._sample = sample
         self._period = period
+        self._retry = retry
         self._ring: Ring | None = None
         self._opening = Opening()
         self._queue: deque[Callable[[], Entry]] = deque()
@@ -59,13 +66,15 @@ class Writer:
         self._number = 0
         self._wake = threading.Event()
         self._closing = False
-        self._failed = False
+        self._broken = False
+        self._refused = False  # by the disk, the last time
+        self._idle_until = 0.0
         self._thread = threading.Thread(target=self._loop, name="record", daemon=True)
 
     @property
     def failed(self) -> bool:
-        """Whether the disk refused, so that nothing is recorded any more."""
-        return self._failed
+        """Whether nothing is recorded now: the disk has refused lately, or what was to be written made no sense."""
+        return self._broken or time.monotonic() < self._idle_until
 
     def start(self) -> None:
         """Begin to write."""
@@ -73,9 +82,7 @@ class Writer:
 
     def put(self, make: Callable[[], Entry]) -> None:
         """Record what `make` gives, which is called in the thread."""
-        if self._failed:
-            return
-        if len(self._queue) >= QUEUE:
+        if self.failed or len(self._queue) >= QUEUE:
             self._dropped += 1
             return
         self._queue.append(make)
@@ -90,20 +97,35 @@ class Writer:
             self._thread.join()
 
     def _loop(self) -> None:
-        while not self._closing and not self._failed:
+        while not self._closing and not self._broken:
             self._wake.wait(self._period)
             self._wake.clear()
             self.flush()
 
     def flush(self) -> None:
         """Write everything that waits (in the thread, or where none was started)."""
+        if self.failed:
+            return
         try:
             self._write()
-        except Exception as error:  # also what would be a defect of ours: a record is never worth more than the work
-            self._failed = True
+        except OSError as error:
+            self._pause(error)
+        except Exception as error:  # a defect of ours: a record is never worth more than the work
+            self._broken = True
             self._queue.clear()
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            self._warn(f"ticks are no longer recorded: {reason}: {self._directory}")
+            self._warn(f"ticks are no longer recorded: {error}: {self._directory}")
+
+    def _pause(self, error: OSError) -> None:
+        self._idle_until = time.monotonic() + self._retry
+        self._dropped += len(self._queue)
+        self._queue.clear()
+        if self._ring is not None:
+            self._ring.abandon()
+            self._ring = None
+        if not self._refused:
+            again = f"it is tried again every {self._retry:g} s"
+            self._warn(f"ticks are not recorded: {error.strerror or error}: {self._directory}; {again}")
+        self._refused = True
 
     def _write(self) -> None:
         ticks: list[tuple[Tick, batch.Table]] = []
@@ -159,11 +181,17 @@ class Writer:
             )
             return frames.pack(frames.BATCH, body)
 
-        data = frame()
-        if not ring.fits(len(data)):
-            self._begin_segment(ring)
+        try:
             data = frame()
-        if not ring.append(data):
+            if not ring.fits(len(data)):
+                self._begin_segment(ring)
+                data = frame()
+            taken = ring.append(data)
+        except OSError:
+            self._dropped += dropped + len(ticks)
+            raise
+        self._refused = False
+        if not taken:
             self._dropped += dropped + len(ticks)
         elif roster is not None and roster is not self._told:
             self._told = roster

@@ -71,8 +71,9 @@ class Foundation:
         self._stack.close()
 
     def warn(self, text: str) -> None:
-        """In the log, and for whoever asks for the node."""
-        self.warnings.append(text)
+        """In the log, and (once) for whoever asks for the node."""
+        if text not in self.warnings:
+            self.warnings.append(text)
         _log.warning("%s", text)
 
     def _lay(self, stack: contextlib.ExitStack) -> None:

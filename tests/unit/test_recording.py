@@ -318,7 +318,7 @@ def test_no_recording_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_a_disk_that_refuses_ends_the_recording_with_one_warning(
+def test_a_disk_that_refuses_interrupts_the_recording_with_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     source, writer = Source(13), writer_to(tmp_path)
@@ -337,6 +337,33 @@ def test_a_disk_that_refuses_ends_the_recording_with_one_warning(
     assert os.strerror(number) in WARNINGS[0]
     assert writer.failed
     assert len(ticks_of(tmp_path)) == 1
+
+
+def test_a_disk_that_has_room_again_is_recorded_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, writer, write = Source(18), writer_to(tmp_path, retry=0.0), os.write
+    writer.put(partial(_same, source.tick()))
+    writer.flush()
+
+    def half(fd: int, data: memoryview) -> int:
+        if len(data) < 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentos_native.recording.ring.os.write", half)
+        for _ in range(4):
+            writer.put(partial(_same, source.tick()))
+            writer.flush()
+    assert len(WARNINGS) == 1
+    assert len(ring.segments(str(tmp_path))) == 1  # none that holds nothing
+    writer.put(partial(_same, source.tick()))
+    writer.flush()
+    entries, found = read_all(tmp_path)
+    assert len(entries) == 2
+    assert (found.torn, found.dropped) == (1, 4)
+    assert run_replay(tmp_path) == 0
+    assert not writer.failed
+    assert len(WARNINGS) == 1
 
 
 def test_a_full_disk_in_the_middle_of_a_frame_leaves_a_readable_ring(
