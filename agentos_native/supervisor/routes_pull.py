@@ -61,7 +61,9 @@ class PullRoutes:
             )
             running.feed.put(ImageEvent(kind="failed", error=failure.to_dict()))
         else:
-            events.add("image-pulled", image=pull.name, reference=pull.reference, digest=image.digest)
+            events.add(
+                "image-pulled", image=pull.name, reference=pull.reference, digest=image.digest, fetched=pull.fetched
+            )
             running.feed.put(ImageEvent(kind="done", image=image_view(image)))
         finally:
             running.feed.end()

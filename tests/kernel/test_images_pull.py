@@ -283,6 +283,55 @@ def test_the_fetcher_is_nobody_and_sees_nothing(store: ImageStore, server: Serve
     assert fetchers(os.getpid()) == []
 
 
+_CONFINED = """
+import ctypes, json, os, socket, sys, threading
+from agentos_native.images.registry import confinement
+from agentos_native.images.registry.model import PullLimits
+os.umask(0o022)
+confinement.leave_host()
+confinement.limit_resources(PullLimits())
+confinement.become_nobody()
+confinement.filter_system_calls()
+libc = ctypes.CDLL(None, use_errno=True)
+NEWUSER = 0x10000000
+CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
+tries = {
+    "a unix socket": lambda: socket.socket(socket.AF_UNIX),
+    "a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
+    "a netlink socket": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW),
+    "a raw socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1),
+    "a port of the host": lambda: socket.create_server(("127.0.0.1", 0)),
+    "a process": lambda: os.execv("/proc/self/exe", ["x"]),
+    "a user namespace": lambda: libc.unshare(NEWUSER) and 1 / 0,
+    "a user namespace by clone": lambda: libc.syscall(CLONE, NEWUSER | 17, 0, 0, 0, 0) < 0 and 1 / 0,
+    "another's memory": lambda: libc.ptrace(16, 1, 0, 0) and 1 / 0,
+    "a signal": lambda: os.kill(os.getppid(), 0),
+    "root": lambda: os.setuid(0),
+    "the root directory": lambda: os.open("/x", os.O_WRONLY | os.O_CREAT),
+    "etc": lambda: os.open("/etc/hosts", os.O_WRONLY),
+    "devices": lambda: os.open("/dev/null", os.O_RDONLY),
+}
+got = []
+for name, action in tries.items():
+    try:
+        action()
+        got.append(name)
+    except (OSError, ZeroDivisionError):
+        pass
+thread = threading.Thread(target=lambda: got.append("threads"))
+thread.start()
+thread.join()
+os.write(1, json.dumps(got).encode())
+os._exit(0)
+"""
+
+
+def test_what_the_fetcher_cannot_do() -> None:
+    done = subprocess.run([sys.executable, "-c", _CONFINED], capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ["threads"]
+
+
 _PULLER = """
 import sys
 from pathlib import Path
@@ -431,8 +480,9 @@ def test_the_command(ground: Place, registry: DockerRegistry) -> None:
     assert "[2/2]" in done.stderr
     done = subprocess.run([*line, "-o", "json"], capture_output=True, text=True, timeout=PATIENCE * 2, check=False)
     assert (json.loads(done.stdout)["name"], done.stderr) == ("mine", "")
-    (first, _) = (event for event in ground.client.events() if event.type == "image-pulled")
+    (first, second) = (event for event in ground.client.events() if event.type == "image-pulled")
     assert (first.detail["image"], first.detail["reference"]) == ("mine", reference)
+    assert (first.detail["fetched"] > 3_000_000, second.detail["fetched"]) == (True, 0)
     bad = subprocess.run(command(ground, "agent:1"), capture_output=True, text=True, timeout=PATIENCE * 2, check=False)
     assert bad.returncode == 125
     assert "there is no default registry" in bad.stderr

@@ -118,6 +118,22 @@ class Directory:
             os.unlink(path, dir_fd=self._root)
         return right
 
+    def check_room(self, size: int) -> None:
+        """Whether `size` bytes more could be kept; what is here of them counts twice, which is no matter.
+
+        Raises:
+            AgentosError: ``disk-full``.
+        """
+        status = os.fstatvfs(self._root)
+        free = status.f_bavail * status.f_frsize
+        if size > free:
+            raise AgentosError(
+                "disk-full",
+                f"{size} bytes are to be fetched and {free} are free",
+                "",
+                "`agentos-native image gc` may help",
+            )
+
     def partial(self, digest: str) -> int:
         """An fd of what there is of a blob under way, or of an empty file."""
         path = f"{_PARTIAL}/{digest.removeprefix('sha256:')}"
@@ -170,7 +186,8 @@ class BlobFetch:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise AgentosError("disk-full", "there is no room for what is fetched", self._blob.digest) from None
+            hint = "`agentos-native image gc` may help; what has arrived is kept"
+            raise AgentosError("disk-full", "there is no room for what is fetched", self._blob.digest, hint) from None
         finally:
             os.close(self._file)
 

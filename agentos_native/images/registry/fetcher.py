@@ -168,7 +168,9 @@ class Fetcher:
 
     def _fetch(self, blobs: list[Blob]) -> None:
         """Several at a time; the first failure ends all, once they have put away what they have."""
-        self._account.expect(sum(blob.size for blob in blobs))
+        total = sum(blob.size for blob in blobs)
+        self._directory.check_room(total)
+        self._account.expect(total)
         stop = threading.Event()
         with ThreadPoolExecutor(self._limits.parallel, thread_name_prefix="blob") as pool:
             futures: list[Future[None]] = []
@@ -226,7 +228,9 @@ def _broken(error: BaseException) -> Broken:
     elif isinstance(error, MemoryError):
         known = AgentosError("image-too-large", "what the registry sends needs more memory than a pull may use")
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        known = AgentosError("disk-full", "there is no room for what is fetched")
+        known = AgentosError(
+            "disk-full", "there is no room for what is fetched", "", "`agentos-native image gc` may help"
+        )
     elif isinstance(error, SyscallError):
         hint = "`agentos-native check` says what this host lacks"
         known = AgentosError("pull-not-confined", str(error), "", hint)

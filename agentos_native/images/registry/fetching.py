@@ -242,7 +242,11 @@ class Fetching:
             if len(received) > MESSAGE_MAX:
                 return
             for line in lines:
-                yield msgspec.json.decode(line, type=Message)
+                try:
+                    message: Message = msgspec.json.decode(line, type=Message)
+                except (msgspec.MsgspecError, RecursionError):
+                    return  # nothing that the fetcher would say by itself
+                yield message
 
 
 class _Failed(Exception):

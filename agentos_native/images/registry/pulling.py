@@ -59,6 +59,8 @@ class Pull:
             token_host=request.token_host,
         )
         errand = Errand(place=place, access=self._access, limits=pull_limits, platform=self._platform)
+        self.fetched = 0
+        """Bytes of layers that came over the network."""
         self._fetching = Fetching(catalog.path / "downloads", errand)
 
     def cancel(self) -> None:
@@ -89,6 +91,7 @@ class Pull:
             watch(event)
 
         with self._catalog.lease(), self._fetching.run(self._known, tell) as fetched:
+            self.fetched = fetched.fetched
             options = ImportOptions(ref=fetched.manifest, platform=self._platform)
             with Session(self._limits) as session:
                 importer = Importer(self._catalog, session, options, watch=unpacking)
