@@ -4,15 +4,17 @@ Theory of operation
     Each run has one watcher task, which waits for the end of the agent's first process and then tidies up
     (`Runner.finish`) under the agent's lock. A stop does the same tidying itself; whoever comes second finds nothing
     left to do. An exit is acknowledged to the launcher only when the registry has it, so that no end is lost between
-    the two.
+    the two: while the disk is full, the launcher keeps it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from agentos_native import faults
 from agentos_native.errors import EXIT_TIMEOUT, AgentosError
@@ -21,7 +23,10 @@ from agentos_native.supervisor.agents import Agent, Ending, Run
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.starting import Start, empty_and_remove
 
+_log = logging.getLogger("agentos_native.supervisor")
 T = TypeVar("T")
+SAVE_AGAIN: Final = 5.0
+"""Seconds after which an end that the registry did not take is offered to it again."""
 TIMED_OUT = "timeout"
 """The stop reason of an agent that ran longer than its spec allows; unlike other stops it may be restarted."""
 
@@ -145,9 +150,7 @@ class Runner:
         record.exit_status = EXIT_TIMEOUT if run.stop_reason == TIMED_OUT else ending.status
         wait = self._next_start(agent, run, ran_for)
         agent.become("exited" if wait is None else "backoff", _reason(run, ending, oom_killed))
-        host.registry.save(record)
-        if ending.exit_id is not None:
-            host.link.acknowledge(ending.exit_id)
+        self._record_end(agent, ending.exit_id)
         detail = {"oom_killed": oom_killed, **({"oom": oom} if oom else {})}
         self.event(agent, "exited", exit_status=record.exit_status, reason=record.reason, **detail)
         if wait is not None:
@@ -156,6 +159,30 @@ class Runner:
         self.on_free()
         if record.spec.auto_remove and not self.closing:
             await self.on_auto_remove(agent)
+
+    def _record_end(self, agent: Agent, exit_id: int | None) -> None:
+        """In the registry, later if its disk is full, and then let the launcher forget it. Nothing else waits for that:
+        an agent that has ended makes room for others, and is started again, on a full disk as well."""
+        try:
+            self._save_and_acknowledge(agent, exit_id)
+        except sqlite3.OperationalError as error:
+            _log.warning("%s: its end is not in the registry yet: %s", agent.where, error)
+            self._tasks.spawn(self._record_end_later(agent, exit_id))
+
+    async def _record_end_later(self, agent: Agent, exit_id: int | None) -> None:
+        while True:
+            await asyncio.sleep(SAVE_AGAIN)
+            try:
+                self._save_and_acknowledge(agent, exit_id)
+            except sqlite3.OperationalError:
+                continue
+            return
+
+    def _save_and_acknowledge(self, agent: Agent, exit_id: int | None) -> None:
+        if not agent.removed:
+            self._host.registry.save(agent.record)
+        if exit_id is not None:
+            self._host.link.acknowledge(exit_id)
 
     def _release(self, agent: Agent, run: Run) -> tuple[dict[str, int | None], list[str]]:
         """In a worker thread. Gives figures if the OOM killer was there, and what could not be released, in words."""

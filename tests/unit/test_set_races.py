@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -87,22 +89,42 @@ def test_apply_does_not_bring_back_what_is_removed_meanwhile(tmp_path: Path) -> 
     play(tmp_path, story)
 
 
-def test_a_full_disk_does_not_keep_an_agent_from_being_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def full(record: Any) -> None:
+    raise sqlite3.OperationalError("database or disk is full")
+
+
+@pytest.mark.parametrize("how", ["stopped", "by itself"])
+def test_an_end_on_a_full_disk_is_recorded_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr("agentos_native.supervisor.running.SAVE_AGAIN", 0.01)
+
     async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         agent = await lifecycle.run(made())
-
-        def full(record: Any) -> None:
-            raise sqlite3.OperationalError("database or disk is full")
-
+        registry = lifecycle.host.registry
         with monkeypatch.context() as patched:
-            patched.setattr(lifecycle.host.registry, "save", full)
-            with pytest.raises(sqlite3.OperationalError) as caught:
+            patched.setattr(registry, "save", full)
+            if how == "stopped":
                 await lifecycle.stop(agent, grace=0.0)
-            assert as_error(caught.value).code == "registry"
-        assert not agent.live
-        assert not {thing for thing in world.exists if thing.startswith(("process", "cgroup", "network"))}
+            else:
+                assert agent.record.pid is not None
+                os.kill(agent.record.pid, signal.SIGKILL)
+                while agent.live:
+                    await asyncio.sleep(0.01)
+            assert not {thing for thing in world.exists if thing.startswith(("process", "cgroup", "network"))}
+            assert "exited" in [event.type for event in lifecycle.host.events.since(0)]
+            await asyncio.sleep(0.1)
+            assert link.acknowledged == []  # else a crash now would lose the end
+            assert [record.state for record in registry.agents()] == ["running"]
+        while not link.acknowledged:
+            await asyncio.sleep(0.01)
+        assert [(record.state, record.exit_status) for record in registry.agents()] == [("exited", 137)]
 
     play(tmp_path, story)
+
+
+def test_what_a_full_disk_refuses_is_told_as_that() -> None:
+    assert as_error(sqlite3.OperationalError("database or disk is full")).code == "registry"
 
 
 def test_what_can_never_fit_any_more_is_removed_if_it_was_to_be(tmp_path: Path) -> None:
