@@ -190,6 +190,12 @@ def test_what_becomes_of_the_configuration(text: str, field: str, value: object)
     assert getattr(config(f"FROM python\n{text}\n"), field) == value
 
 
+def test_an_empty_user_is_root_as_docker_has_it_but_not_in_silence() -> None:
+    found = plan("FROM python\nUSER ada\nUSER $x\n")
+    assert found.stages[-1].steps[-1].config.user == ""
+    assert found.notes == ("Dockerfile:3: USER is empty once its variables are expanded, which means root",)
+
+
 def test_the_maintainer_is_the_author() -> None:
     assert plan("FROM python\nMAINTAINER Ada $A\n").author == "Ada base"
 
@@ -340,7 +346,6 @@ def test_the_last_of_two_stages_of_a_name() -> None:
         ("FROM a\nENV a=${b:?is_needed}", 2, "ENV: b: is_needed", ""),
         ("FROM a\nENV a='x", 2, "single quote", ""),
         ("FROM a\nWORKDIR $x", 2, "empty", ""),
-        ("FROM a\nUSER $x", 2, "empty", ""),
         ("FROM a\nSHELL /bin/sh", 2, "JSON list", "SHELL ["),
         ("FROM a\nEXPOSE 99999", 2, "'99999' is no port", "8000-8010/tcp"),
         ("FROM a\nEXPOSE 80/x", 2, "'80/x' is no port", ""),

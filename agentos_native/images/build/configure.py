@@ -91,8 +91,8 @@ def _workdir(instruction: Instruction, state: State) -> None:
 def _user(instruction: Instruction, state: State) -> None:
     user = state.expander(instruction).word(instruction.text)
     if not user.strip():
-        raise InstructionError("the user is empty once its variables are expanded")
-    state.set(user=user)
+        state.note("USER is empty once its variables are expanded, which means root")
+    state.set(user=user.strip())
 
 
 def _shell(instruction: Instruction, state: State) -> None:
