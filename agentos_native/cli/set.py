@@ -162,6 +162,8 @@ def _print(dry_run: bool, name: str, result: api.ChangeResult) -> None:
         print(f"  {path}: {_shown(path, before)} → {_shown(path, after)}")
     for warning in result.warnings:
         print(f"  warning: {warning}")
+    if dry_run and result.starts:
+        print(f"  of those that wait, it lets in: {', '.join(result.starts)}")
     if dry_run and result.changed:
         print_effects(result.effects)
 

@@ -113,6 +113,7 @@ class Changer:
                 return api.ChangeResult(action="unchanged")
             self._check(agent, new)
             result = api.ChangeResult(action="updated", changed=differences(old, new))
+            result.starts = self._starts(Change(specs={agent.id: new}))
             if agent.run is not None:
                 result.effects = await self.effects(Change(specs={agent.id: new}))
                 result.warnings = await self._warnings(agent, new)
@@ -205,6 +206,7 @@ class Changer:
             return api.ChangeResult(action="unchanged")
         self._check_tenant(new)
         result = api.ChangeResult(action="updated", changed=differences(old, new))
+        result.starts = self._starts(Change(tenants={name: new}))
         result.effects = await self.effects(Change(tenants={name: new}))
         if not dry_run:
             self._check_tenant(new)  # starts may have been let in while effects were computed
@@ -256,6 +258,11 @@ class Changer:
         """Whose entitlement moves, gainers first; of agents that would be new, the names are in `change`."""
         found = await self._host.workers.call(self._host.shares.effects, change)
         return [effect for row in found if (effect := self._effect(row, change)) is not None]
+
+    def _starts(self, change: Change) -> list[str]:
+        """Who waits for a start and would be let in."""
+        specs = self._lifecycle.queue.would_start(change.specs, change.tenants)
+        return [f"{spec.tenant}/{spec.name}" for spec in specs]
 
     def _effect(self, row: Moved, change: Change) -> api.Effect | None:
         agent = self._host.agents.by_id(row.agent_id)

@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -72,10 +73,14 @@ class Queue:
 
     # -- what is promised ----------------------------------------------------------------------------------------
 
-    def promised(self, without: Agent | None = None) -> list[AgentSpec]:
-        """What is reserved: for agents that run, are let in, wait for their next restart, or are being replaced."""
+    def promised(self, without: Agent | None = None, specs: Mapping[str, AgentSpec] | None = None) -> list[AgentSpec]:
+        """What is reserved: for agents that run, are let in, wait for their next restart, or are being replaced.
+
+        Args:
+            specs: by agent id, instead of their own.
+        """
         found = [
-            agent.record.spec
+            (specs or {}).get(agent.id, agent.record.spec)
             for agent in self._host.agents
             if agent is not without and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
         ]
@@ -167,8 +172,8 @@ class Queue:
         own = tenant.limits.queued if tenant else None
         return self._host.options.settings.queue_limit if own is None else own
 
-    def _entry(self, agent: Agent, ticket: int) -> Entry:
-        spec = agent.record.spec
+    def _entry(self, agent: Agent, ticket: int, spec: AgentSpec | None = None) -> Entry:
+        spec = spec or agent.record.spec
         tier = PRIORITIES.index(spec.priority)
         return Entry(agent.id, spec.tenant, tier, ticket, admission.asked(spec, slot=agent.record.slot < 0))
 
@@ -181,6 +186,24 @@ class Queue:
         place = self.place(agent)
         assert place is not None
         self._event(record.spec, agent.id, "queued", place=place.place, **_figures(entry.obstacle))
+
+    def would_start(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> list[AgentSpec]:
+        """Who of those that wait would be let in, in this order, if agents (by id) and tenants had these specs."""
+        host, found = self._host, []
+        fair = copy.deepcopy(self._fair)
+        for entry in fair:
+            agent = host.agents.by_id(entry.key)
+            if agent is not None and entry.key in specs:
+                fair.put(self._entry(agent, entry.ticket, specs[entry.key]))
+        promised = self.promised(specs=specs)
+        taken = sum(slot >= 0 for slot in host.agents.slots())
+        room = admission.room(promised, {**host.tenants, **tenants}, host.capacity, slots=taken)
+        while chosen := fair.choose(room):
+            room.take(chosen.tenant, chosen.asked)
+            agent = host.agents.by_id(chosen.key)
+            if agent is not None:
+                found.append(agent.record.spec)
+        return found
 
     # -- letting in ----------------------------------------------------------------------------------------------
 

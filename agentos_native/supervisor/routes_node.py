@@ -17,6 +17,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.spec.model import RESOURCES, Resource
 from agentos_native.supervisor import waiting
 from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.loop.others import moved_here
 from agentos_native.supervisor.loop.shares import Shares
 from agentos_native.supervisor.openapi import describe
 from agentos_native.supervisor.routes import Endpoint, Lines, flag, number, path_word
@@ -88,7 +89,9 @@ class NodeRoutes:
 
         ``window``: CPU averaged over so many seconds.
         """
-        return api.AllocList(rows=await self._rows(number(request, "window", float), _resources(request)))
+        resources = _resources(request)
+        rows = await self._rows(number(request, "window", float), resources)
+        return api.AllocList(rows=[row for row in rows if len(resources) == 1 or moved_here(row)])
 
     async def _rows(
         self, window: float | None = None, resources: Sequence[Resource] = ("cpu",)

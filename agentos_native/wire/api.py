@@ -146,12 +146,14 @@ class Effect(_Body, kw_only=True):
 class ChangeResult(_Body, kw_only=True):
     """`changed`: the fields that differ, by their written path (``resources.requests.cpu``): [before, after].
 
-    `effects` go by the demand that was measured lately; `warnings` say what the change may do besides.
+    `effects` go by the demand that was measured lately; `starts`: who (TENANT/NAME) waits for a start and is let in by
+    it; `warnings` say what the change may do besides.
     """
 
     action: Action
     changed: dict[str, list[Any]] = msgspec.field(default_factory=dict)
     effects: list[Effect] = msgspec.field(default_factory=list)
+    starts: list[str] = msgspec.field(default_factory=list)
     warnings: list[str] = msgspec.field(default_factory=list)
 
 

@@ -101,6 +101,26 @@ def test_an_agent_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     serve(tmp_path, story, monkeypatch)
 
 
+def test_all_resources_are_those_that_are_moved_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(client: Client, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        agent = await ask(client.run, SPEC)
+        notes = {"cpu": None, "memory": "not moved: memory is not among the resources to control", "io": ""}
+
+        def rows(self: NoShares, window: float | None = None, resources: Sequence[str] = ()) -> list[dict[str, Any]]:
+            found: list[dict[str, Any]] = [
+                {"agent_id": agent.id, "resource": name, **({} if note is None else {"note": note})}
+                for name, note in notes.items()
+                if name in resources
+            ]
+            return found
+
+        monkeypatch.setattr(NoShares, "rows", rows)
+        assert [row["resource"] for row in await ask(client.alloc, "all")] == ["cpu", "io"]
+        assert [row["resource"] for row in await ask(client.alloc, "memory")] == ["memory"]
+
+    serve(tmp_path, story, monkeypatch)
+
+
 def test_errors_are_words_with_a_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(client: Client, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
         await refusal("agent-not-found", client.agent, "nope")

@@ -417,6 +417,37 @@ def test_a_queued_agent_says_what_would_let_it_in(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_a_rehearsal_says_who_of_those_that_wait_would_start(tmp_path: Path) -> None:
+    def cpu(amount: str) -> dict[str, Any]:
+        return {"resources": {"requests": {"cpu": amount}}}
+
+    async def story(changer: Changer, lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        lifecycle.host.tenants["idle"] = TenantSpec(name="idle", requests=Requests(cpu=300))
+        big = await lifecycle.run(made("big", resources=Resources(requests=Requests(cpu=1500))))
+        waits = [
+            await lifecycle.run(made(name, resources=Resources(requests=Requests(cpu=500))))
+            for name in ("first", "second")
+        ]
+        assert [agent.record.state for agent in waits] == ["queued"] * 2
+
+        async def lets_in(work: Awaitable[api.ChangeResult]) -> list[str]:
+            return (await work).starts
+
+        for amount, expected in (("1400m", []), ("1200m", ["first"]), ("700m", ["first", "second"])):
+            found = await lets_in(changer.change_agent(big, cpu(amount), dry_run=True))
+            assert found == [f"default/{name}" for name in expected]
+        rehearsed = changer.change_tenant("idle", {"requests": {"cpu": None}}, dry_run=True)
+        assert await lets_in(rehearsed) == ["default/first"]
+        assert await lets_in(changer.change_agent(waits[0], cpu("200m"), dry_run=True)) == ["default/first"]
+        assert [agent.record.state for agent in waits] == ["queued"] * 2
+        await changer.change_agent(big, cpu("700m"), dry_run=False)
+        for agent in waits:
+            while not agent.live:
+                await asyncio.wait_for(agent.changed.wait(), 10)
+
+    play(tmp_path, story)
+
+
 def test_room_that_an_idle_tenant_reserves_is_named(tmp_path: Path) -> None:
     from agentos_native.supervisor import waiting
 
