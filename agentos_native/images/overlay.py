@@ -75,6 +75,7 @@ def view(layers: Sequence[Path], userns_fd: int | None) -> int:
     Raises:
         OSError: a layer is not there, or the filesystem cannot do it.
     """
+    layers = once(layers)
     if len(layers) > 1:
         return assemble(layers, userns_fd, attributes=_VIEW_ATTRIBUTES)
     return _clone(layers[0], userns_fd, _VIEW_ATTRIBUTES)
@@ -86,11 +87,18 @@ def reading(layers: Sequence[Path]) -> Iterator[int]:
 
     A single layer is no mount of its own: whoever opens files in it must see first what they are.
     """
+    layers = once(layers)
     merged = view(layers, None) if len(layers) > 1 else os.open(layers[0], _PATH)
     try:
         yield merged
     finally:
         os.close(merged)
+
+
+def once(layers: Sequence[Path]) -> list[Path]:
+    """Each layer where it is uppermost: overlayfs refuses the same directory twice (ELOOP), and what is seen of a layer
+    that comes again above is only what it shows there. Two steps that write nothing make the same layer."""
+    return [*dict.fromkeys(reversed(layers))][::-1]
 
 
 def assemble(
@@ -115,7 +123,7 @@ def assemble(
     global _style  # noqa: PLW0603 - a property of the kernel, found once
 
     def make(style: Style) -> int:
-        work = _Overlay(layers, userns_fd, private, above, attributes, style)
+        work = _Overlay(once(layers), userns_fd, private, above, attributes, style)
         return _in_own_namespace(work.make) if style is Style.ATTACHED else work.make()
 
     if userns_fd is None:

@@ -230,6 +230,26 @@ def test_a_client_that_goes_cancels_its_build(ground: Place, context: Path) -> N
     eventually(lambda: state_of(ground) == before, "nothing is left of it")
 
 
+def test_nobody_takes_what_a_build_works_with(ground: Place, context: Path) -> None:
+    (context / "file").write_text("kept\n")
+    (context / "Dockerfile").write_text(
+        "FROM box AS base\nCOPY file /file\nRUN echo one > /one\n"
+        "FROM base\nRUN echo begun; sleep 1.5\n"
+        "COPY --from=base /one /two\nRUN cat /file /one /two\n"
+    )
+    lines = []
+    for event in ground.client.build_image(BuildRequest(context=str(context), names=["kept"])):
+        if event.text == "begun":
+            ground.client.collect_images()
+            with pytest.raises(AgentosError, match="image-in-use"):
+                ground.client.remove_image("box")
+        if event.kind == "log":
+            lines.append(event.text)
+        assert event.kind != "failed", event.error
+    assert lines == ["begun", "kept", "one", "one"]
+    assert said(ground, "kept", "cat", "/two") == ["one"]
+
+
 def test_two_builds_at_once(ground: Place, context: Path) -> None:
     text = "FROM box\nRUN echo {0} > /which && sleep 0.3\nRUN cat /which\nRUN echo same > /same\n"
     found: dict[int, list[str]] = {}
