@@ -287,6 +287,7 @@ _CONFINED = """
 import ctypes, json, os, socket, sys, threading
 from agentos_native.images.registry import confinement
 from agentos_native.images.registry.model import PullLimits
+CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 os.umask(0o022)
 confinement.leave_host()
 confinement.limit_resources(PullLimits())
@@ -294,7 +295,6 @@ confinement.become_nobody()
 confinement.filter_system_calls()
 libc = ctypes.CDLL(None, use_errno=True)
 NEWUSER = 0x10000000
-CLONE = {"x86_64": 56, "aarch64": 220}[os.uname().machine]
 tries = {
     "a unix socket": lambda: socket.socket(socket.AF_UNIX),
     "a packet socket": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW),
