@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -36,6 +37,7 @@ SIGNALLED: Final = 128
 
 _MAX_FD: Final = 0xFFFFFFFF
 _ASK_SECONDS: Final = 60
+_CPU_CLOCK: Final = 0.1
 _ANSWER_MAX: Final = 64 << 20
 _PIPE_SIZE: Final = 1 << 20
 
@@ -52,6 +54,19 @@ def fork(life: Callable[[], None]) -> int:
     return child
 
 
+def wait(child: int, cpu_seconds: int) -> int:
+    """Wait for a child; its exit status, or -n for signal n.
+
+    The kernel ends a process that has used up its time by SIGKILL: SIGXCPU means nothing to the pid 1 of a namespace.
+    Here it is SIGXCPU again.
+    """
+    _, status, usage = os.wait4(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == -signal.SIGKILL and usage.ru_utime + usage.ru_stime >= cpu_seconds - _CPU_CLOCK:
+        return -signal.SIGXCPU
+    return code
+
+
 def reader(job: Job, given: Mapping[str, int], means: Means, status: int) -> None:
     """Copy what is on the host, with the warden's file capabilities."""
     with _telling(status):
@@ -62,11 +77,15 @@ def reader(job: Job, given: Mapping[str, int], means: Means, status: int) -> Non
             send(status, jobs.read_directory(job, given, status))
 
 
-def measurer(tree: int, limits: Limits, means: Means, status: int, *, sync: bool) -> None:
-    """Read the whole tree; `sync`: and write it to the disk."""
+def measurer(tree: int, limits: Limits, means: Means, status: int, pipes: tuple[int, int], *, sync: bool) -> None:
+    """Read the whole tree; `sync`: and write it to the disk.
+
+    Args:
+        pipes: what says which files are finished, and what says that all are; see `jobs.measure_tree`.
+    """
     with _telling(status):
-        _confine_reader(limits, means, tree, status)
-        send(status, jobs.measure_tree(tree, sync=sync))
+        _confine_reader(limits, means, tree, status, *(each for each in pipes if each >= 0))
+        send(status, jobs.measure_tree(tree, *pipes, sync=sync))
 
 
 def feeder(job: Job, given: Mapping[str, int], means: Means, pipes: tuple[int, int]) -> None:
@@ -90,8 +109,7 @@ def feeder(job: Job, given: Mapping[str, int], means: Means, pipes: tuple[int, i
         confine.filter_system_calls(means.program)
         if checked:
             send(fed, feed(given["source"], feed_w, job.expect, job.limits))
-        _, ended = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(ended)
+        code = wait(child, _limits(job).cpu_seconds)
     os._exit(code if code >= 0 else SIGNALLED - code)
 
 
@@ -100,12 +118,12 @@ def _unpacker(job: Job, given: Mapping[str, int], means: Means, status: int) -> 
     with _telling(status):
         confine.die_with_parent()
         asked = job.kind == "ask"
-        roles = ("answer",) if asked else ("source", "target", "base")
+        roles = ("answer",) if asked else ("source", "target", "base", "hints")
         descriptors = {role: given[role] for role in roles if role in given}
         os.dup2(0, 2)  # the complaints are a file of the supervisor's
         keep_only(status, *descriptors.values())
         confine.keep_capabilities(() if asked else confine.FILE_CAPABILITIES)
-        confine.limit_resources(_ask_limits(job.limits) if asked else job.limits)
+        confine.limit_resources(_limits(job))
         confine.filter_system_calls(means.program)
         if asked:
             send(status, jobs.answer(job, means.functions[job.task], descriptors))
@@ -113,9 +131,12 @@ def _unpacker(job: Job, given: Mapping[str, int], means: Means, status: int) -> 
             send(status, jobs.unpack(job, descriptors, status))
 
 
-def _ask_limits(limits: Limits) -> Limits:
-    seconds = min(limits.cpu_seconds, _ASK_SECONDS)
-    return msgspec.structs.replace(limits, bytes=_ANSWER_MAX, cpu_seconds=seconds)
+def _limits(job: Job) -> Limits:
+    """Those of the unpacker."""
+    if job.kind != "ask":
+        return job.limits
+    seconds = min(job.limits.cpu_seconds, _ASK_SECONDS)
+    return msgspec.structs.replace(job.limits, bytes=_ANSWER_MAX, cpu_seconds=seconds)
 
 
 def _confine_reader(limits: Limits, means: Means, *descriptors: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import functools
+import mmap
 import os
 import resource
 import signal
@@ -45,9 +46,10 @@ _FILE_CALLS: Final = """
     read readv pread64 write writev pwrite64 lseek close fstat newfstatat statx openat openat2 getdents64 fcntl
     ioctl dup mkdirat mknodat symlinkat linkat unlinkat renameat fchown fchownat fchmod fchmodat utimensat ftruncate
     fallocate readlinkat preadv pwritev fadvise64 fsetxattr flistxattr fgetxattr copy_file_range syncfs
+    sync_file_range
 """
 _INTERPRETER_CALLS: Final = """
-    mmap munmap mprotect mremap madvise brk futex set_robust_list rseq gettid getpid exit exit_group
+    munmap mprotect mremap madvise brk futex set_robust_list rseq gettid getpid exit exit_group
     rt_sigaction rt_sigprocmask rt_sigreturn sigaltstack tgkill restart_syscall sched_yield sched_getaffinity
     membarrier clock_gettime clock_nanosleep nanosleep poll ppoll select pselect6 getrandom getrusage sysinfo
     prlimit64 wait4
@@ -166,7 +168,8 @@ def limit_resources(limits: Limits) -> None:
 @functools.cache
 def compile_filter() -> bytes:
     """The program that allows files by fd and what CPython needs; everything else does not exist (ENOSYS lets libc
-    fall back). clone makes threads only: its flags are looked at, which clone3 keeps in memory.
+    fall back). clone makes threads only: its flags are looked at, which clone3 keeps in memory. Nothing is mapped
+    shared: every write to a file changes its ctime, which `unpack.early` relies on.
     """
     import pyseccomp  # looks for its library by running ldconfig, which a worker has no time for
 
@@ -174,6 +177,7 @@ def compile_filter() -> bytes:
     for name in (_FILE_CALLS + _INTERPRETER_CALLS).split():
         program.add_rule(pyseccomp.ALLOW, name)
     program.add_rule(pyseccomp.ALLOW, "clone", pyseccomp.Arg(0, pyseccomp.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
+    program.add_rule(pyseccomp.ALLOW, "mmap", pyseccomp.Arg(3, pyseccomp.MASKED_EQ, mmap.MAP_SHARED, 0))
     descriptor = os.memfd_create("filter", os.MFD_CLOEXEC)
     with open(descriptor, "w+b") as file:
         program.export_bpf(file)

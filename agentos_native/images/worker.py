@@ -24,7 +24,9 @@ Theory of operation
    compared with what the feeder read, not with what the unpacker says.
 4. When the unpacker has ended well, the measurer reads the tree that is on disk now and sends `Measured`: a lying
    unpacker can make a strange image, but cannot give it another image's digest. Meanwhile a thread writes the tree to
-   the disk (syncfs), so that the rename that follows never names files that a power cut can lose.
+   the disk (syncfs), so that the rename that follows never names files that a power cut can lose. The measurer is
+   there from the beginning and reads files that the unpacker has finished; what it read counts if the kernel says that
+   the file was not changed since (`unpack.early`).
 
 The warden only waits: for the session's socket and for its child's pipes. When the session's end of the socket is
 closed, and a killed supervisor closes it, the warden exits, and with pid 1 the kernel ends everything below. Nothing
@@ -33,6 +35,7 @@ survives a job either: the unpacker is pid 1, and no child can fork (`confine.fi
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.util
@@ -41,9 +44,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from select import POLLIN, poll
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -82,14 +85,6 @@ _FDS_MAX: Final = 8
 _SETUP_MAX: Final = 64 << 10
 
 
-class Words(NamedTuple):
-    """What the processes of a job said last, and how the one that the warden started ended (-n: by signal n)."""
-
-    child: Message | None
-    feeder: Message | None
-    code: int
-
-
 class _Lines:
     """The messages of one pipe; progress goes on at once, of the others the last is kept."""
 
@@ -115,6 +110,27 @@ class _Lines:
             else:
                 self.last = message
         return bool(data)
+
+
+class _Child:
+    """A process that the warden started; `said` and `fed` are its pipes, `code` is how it ended (-n: by signal n)."""
+
+    def __init__(self, pid: int, cpu_seconds: int, said: _Lines, fed: _Lines) -> None:
+        self.pid = pid
+        self._cpu_seconds = cpu_seconds
+        self.said = said
+        self.fed = fed
+        self.code = 0
+        self._running = True
+
+    def end(self) -> None:
+        """Make sure that it has ended: nothing is left but a zombie as a rule."""
+        if not self._running:
+            return
+        os.kill(self.pid, signal.SIGKILL)
+        code = children.wait(self.pid, self._cpu_seconds)
+        self.code = children.SIGNALLED - code if code > children.SIGNALLED else code
+        self._running = False
 
 
 class Warden:
@@ -148,64 +164,85 @@ class Warden:
         job = msgspec.json.decode(os.pread(descriptors[0], _JOB_MAX, 0), type=Job)
         given = dict(zip(job.descriptors, descriptors[1:], strict=True))
         if job.kind == "measure":
-            return self._measure(given["tree"], job.limits, sync=False)
-        word = self._work(job, given)
-        if not isinstance(word, Written):
-            return word
-        self._tell(word)
-        return self._measure(given["tree"], job.limits, sync=True)
+            with self._measurer(given["tree"], job.limits, (-1, -1), sync=False) as measurer:
+                return self._measured(measurer, job.limits)
+        if job.kind == "ask":
+            return self._work(job, given)
+        hints_r, hints_w = os.pipe()
+        go_r, go_w = os.pipe()
+        with contextlib.ExitStack() as stack:
+            for descriptor in (hints_r, go_r):
+                stack.callback(os.close, descriptor)
+            rest = stack.enter_context(contextlib.ExitStack())
+            for descriptor in (hints_w, go_w):
+                rest.callback(os.close, descriptor)
+            measurer = stack.enter_context(self._measurer(given["tree"], job.limits, (hints_r, go_r), sync=True))
+            word = self._work(job, given | {"hints": hints_w})
+            if not isinstance(word, Written):
+                return word
+            self._tell(word)
+            rest.close()
+            return self._measured(measurer, job.limits)
 
     def _work(self, job: Job, given: Mapping[str, int]) -> Message:
         """Let a child do it; its last word, which is believed as far as `worker` says."""
-        if job.kind in ("directory", "upper", "copy"):
-            words = self._start(job.limits, lambda said, _: children.reader(job, given, self._means, said))
-        else:
-            if job.kind == "ask" and job.task not in self._means.functions:
-                raise AgentosError("import-failed", f"no task {job.task!r}")
-            words = self._start(
-                job.limits,
-                lambda said, fed: children.feeder(job, given, self._means, (said, fed)),
-            )
-        if isinstance(words.feeder, Fed):
-            check(job.expect, words.feeder)
-        for said in (words.feeder, words.child):
-            if isinstance(said, Failed):
-                return said
-        if words.code != 0 or not isinstance(words.child, Answered if job.kind == "ask" else Written):
-            raise _ended(words.code, job.limits)
-        if isinstance(words.child, Written) and job.expect.diff_id not in ("", words.child.diff_id):
-            raise mismatch("the layer's content", job.expect.diff_id, words.child.diff_id)
-        return words.child
+        if job.kind == "ask" and job.task not in self._means.functions:
+            raise AgentosError("import-failed", f"no task {job.task!r}")
 
-    def _measure(self, tree: int, limits: Limits, *, sync: bool) -> Message:
-        words = self._start(limits, lambda said, _: children.measurer(tree, limits, self._means, said, sync=sync))
-        if isinstance(words.child, Failed) or (words.code == 0 and isinstance(words.child, Measured)):
-            return words.child
-        raise _ended(words.code, limits)
+        def life(said: int, fed: int) -> None:
+            if job.kind in ("directory", "upper", "copy"):
+                children.reader(job, given, self._means, said)
+            else:
+                children.feeder(job, given, self._means, (said, fed))
 
-    def _start(self, limits: Limits, life: Callable[[int, int], None]) -> Words:
-        """Run `life` in a child with two pipes for its messages, until it has ended."""
+        with self._child(life, job.limits) as child:
+            self._listen(child, job.limits)
+        if isinstance(child.fed.last, Fed):
+            check(job.expect, child.fed.last)
+        for word in (child.fed.last, child.said.last):
+            if isinstance(word, Failed):
+                return word
+        word = child.said.last
+        if child.code != 0 or not isinstance(word, Answered if job.kind == "ask" else Written):
+            raise _ended(child.code, job.limits)
+        if isinstance(word, Written) and job.expect.diff_id not in ("", word.diff_id):
+            raise mismatch("the layer's content", job.expect.diff_id, word.diff_id)
+        return word
+
+    def _measurer(
+        self, tree: int, limits: Limits, pipes: tuple[int, int], *, sync: bool
+    ) -> contextlib.AbstractContextManager[_Child]:
+        return self._child(lambda said, _: children.measurer(tree, limits, self._means, said, pipes, sync=sync), limits)
+
+    def _measured(self, measurer: _Child, limits: Limits) -> Message:
+        self._listen(measurer, limits)
+        word = measurer.said.last
+        if isinstance(word, Failed) or (measurer.code == 0 and isinstance(word, Measured)):
+            return word
+        raise _ended(measurer.code, limits)
+
+    @contextlib.contextmanager
+    def _child(self, life: Callable[[int, int], None], limits: Limits) -> Iterator[_Child]:
+        """A child that lives `life` with two pipes for its messages, until the block is left."""
         said_r, said_w = os.pipe()
         fed_r, fed_w = os.pipe()
         try:
-            child = children.fork(lambda: life(said_w, fed_w))
+            pid = children.fork(lambda: life(said_w, fed_w))
         finally:
             os.close(said_w)
             os.close(fed_w)
-        said, fed = _Lines(said_r, self._tell), _Lines(fed_r, self._tell)
+        child = _Child(pid, limits.cpu_seconds, _Lines(said_r, self._tell), _Lines(fed_r, self._tell))
         try:
-            self._listen(child, {said_r: said, fed_r: fed}, limits)
+            yield child
         finally:
-            os.kill(child, signal.SIGKILL)  # nothing but a zombie as a rule
-            _, status = os.waitpid(child, 0)
             os.close(said_r)
             os.close(fed_r)
-        code = os.waitstatus_to_exitcode(status)
-        return Words(said.last, fed.last, children.SIGNALLED - code if code > children.SIGNALLED else code)
+            child.end()
 
-    def _listen(self, child: int, pipes: Mapping[int, _Lines], limits: Limits) -> None:
+    def _listen(self, child: _Child, limits: Limits) -> None:
         """Take messages until the child has ended, or everybody must because the session has."""
-        ended = pidfd_open(child)
+        ended = pidfd_open(child.pid)
+        pipes = {lines.descriptor: lines for lines in (child.said, child.fed)}
         waiting = poll()
         for descriptor in (ended, self._control.fileno(), *pipes):
             waiting.register(descriptor, POLLIN)
@@ -221,6 +258,7 @@ class Warden:
                     if descriptor in pipes and not pipes[descriptor].take():
                         waiting.unregister(descriptor)
                 if found == [ended]:
+                    child.end()
                     return
         finally:
             os.close(ended)

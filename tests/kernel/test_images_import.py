@@ -18,6 +18,7 @@ import pytest
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import Image, ImageStore, Limits, Progress
+from agentos_native.images.confine import UNPACKER_BASE
 from agentos_native.images.oci.importing import ImportOptions
 from tests.images import add, listing, make_tar, make_tree, needs_root
 
@@ -174,11 +175,11 @@ def test_a_damaged_record_is_listed_and_can_be_removed(store: ImageStore, tree: 
 
 def test_progress_and_notes(store: ImageStore, tree: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    os.setxattr(tree / "bin-su", "trusted.of-this-host", b"x")
+    os.setxattr(tree / "bin-su", "security.of-this-host", b"x")
     os.setxattr(tree / "bin-su", "user.overlay.origin", b"x")
     image = store.import_("a", tree, seen.append)
     assert seen[-1].entries == image.entries
-    for name in ("trusted.of-this-host", "user.overlay.origin"):
+    for name in ("security.of-this-host", "user.overlay.origin"):
         assert any(name in note for note in image.notes)
         assert name not in os.listxattr(image.layers[0] / "bin-su")
 
@@ -350,15 +351,15 @@ def test_the_unpacker_has_no_power(tmp_path: Path) -> None:
         status = dict(
             line.split(":\t", 1) for line in Path(f"/proc/{unpacker}/status").read_text().splitlines() if ":\t" in line
         )
-        assert set(status["Uid"].split()) == {str(0x40000000 - 65536)}
+        assert set(status["Uid"].split()) == {str(UNPACKER_BASE)}
         assert status["NoNewPrivs"] == "1"
         assert status["Seccomp"] == "2"
         assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0b11111 | 1 << 31
         for name in ("user", "mnt", "net", "pid", "ipc", "uts"):
             assert os.readlink(f"/proc/{unpacker}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"), name
         assert os.listdir(f"/proc/{unpacker}/root") == []
-        # stdio (null, null, a memory file), the archive, the mount, the pipe
-        assert len(os.listdir(f"/proc/{unpacker}/fd")) == 6
+        # stdio (all null), the archive, the mount, the pipes for messages and for the names of finished files
+        assert len(os.listdir(f"/proc/{unpacker}/fd")) == 7
     finally:
         os.close(write_end)
         thread.join()
@@ -400,14 +401,16 @@ def _below(pid: int) -> list[int]:
 
 
 def _wait_for_unpacker() -> tuple[int, int]:
-    """The warden and the unpacker of an import of this process: the one with a filter and with capabilities."""
+    """The warden and the unpacker of an import of this process: the one below with a filter, and capabilities in
+    its own namespace."""
     for _ in range(1000):
         for starter in _children(os.getpid()):
             for warden in _children(starter):
                 for below in _below(warden):
                     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
                         status = Path(f"/proc/{below}/status").read_text()
-                        if "Seccomp:\t2" in status and "CapEff:\t0000000000000000" not in status:
+                        unprivileged = f"Uid:\t{UNPACKER_BASE}" in status
+                        if unprivileged and "Seccomp:\t2" in status and "CapEff:\t0000000000000000" not in status:
                             return warden, below
         time.sleep(0.01)
     raise AssertionError("no unpacker")
@@ -435,7 +438,7 @@ def test_kill_9_in_the_middle_leaves_what_recover_removes(store: ImageStore, tre
         (staged,) = _wait_for_content(store.path / "tmp")
         assert store.recover() == []  # it is at work: hands off
         workers = _below(process.pid)
-        assert len(workers) == 4  # starter, warden, feeder, unpacker
+        assert len(workers) == 5  # starter, warden, measurer, feeder, unpacker
         process.kill()
     for worker in workers:
         _wait_for_end(worker)

@@ -15,6 +15,7 @@ import stat
 from typing import Final
 
 from agentos_native.images.unpack.directory import read_xattrs
+from agentos_native.images.unpack.early import EarlyHashes
 from agentos_native.images.unpack.messages import Measured
 from agentos_native.images.unpack.stream import CHUNK
 from agentos_native.images.unpack.writer import OPAQUE, STRICT, WHITEOUT, kept_xattr
@@ -30,8 +31,9 @@ _LETTERS: Final = {
 
 
 class _Lister:
-    def __init__(self, root: int) -> None:
+    def __init__(self, root: int, early: EarlyHashes | None) -> None:
         self.root = root
+        self._early = early
         self.sum = hashlib.sha256(b"agentos-native tree 1\n")
         self.size = 0
         self.entries = 0
@@ -83,6 +85,11 @@ class _Lister:
             self._record(status, path, b"")
 
     def _file(self, directory: int, name: bytes, path: bytes, status: os.stat_result) -> None:
+        known = self._early.digest(status) if self._early is not None else None
+        if known is not None:
+            self.size += status.st_size
+            self._record(status, path, b"%d\0%b\0" % (status.st_size, known.hex().encode()))
+            return
         descriptor = os.open(name, _READ, dir_fd=directory)
         try:
             content = hashlib.sha256()
@@ -112,14 +119,14 @@ def _attributes(descriptor: int) -> bytes:
     )
 
 
-def measure(root: int) -> Measured:
-    """Read the whole tree below the directory fd `root`.
+def measure(root: int, early: EarlyHashes | None = None) -> Measured:
+    """Read the whole tree below the directory fd `root`; but for what `early` has read, and nobody has changed since.
 
     Raises:
         OSError: something cannot be read.
         KeyError: there is a device node or a socket, which the store never holds.
     """
-    lister = _Lister(root)
+    lister = _Lister(root, early)
     waiting = [b""]
     while waiting:
         waiting += lister.directory(waiting.pop())

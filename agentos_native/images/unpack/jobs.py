@@ -15,6 +15,7 @@ from agentos_native.images.model import Limits
 from agentos_native.images.unpack.archive import Entry, check_path, entries
 from agentos_native.images.unpack.digest import measure
 from agentos_native.images.unpack.directory import DirectoryReader
+from agentos_native.images.unpack.early import EarlyHashes, Hints
 from agentos_native.images.unpack.layer import LayerWriter
 from agentos_native.images.unpack.messages import Answered, Failed, Job, Measured, Message, Progress, Written
 from agentos_native.images.unpack.reading import Root
@@ -68,13 +69,16 @@ def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
     """An archive, in an unprivileged child."""
     is_layer = job.kind == "layer"
     prefix = check_path(job.prefix, job.limits)
+    hints = Hints(descriptors.get("hints", -1))
     writer: TreeWriter
     if is_layer or "base" in descriptors:
         base = Root(descriptors.get("base", -1))
-        writer = LayerWriter(descriptors["target"], job.limits, reporter(status), base, whiteouts=is_layer)
+        writer = LayerWriter(
+            descriptors["target"], job.limits, reporter(status), hints.add, base=base, whiteouts=is_layer
+        )
         prefix = writer.real(prefix)
     else:
-        writer = TreeWriter(descriptors["target"], job.limits, reporter(status))
+        writer = TreeWriter(descriptors["target"], job.limits, reporter(status), hints.add)
     stream = Forward(descriptors["source"], job.limits, hashed=is_layer, open_ended=bool(job.expect.diff_id))
     for entry in entries(stream, job.limits):
         stored = entry.size if entry.segments is None else sum(length for _, length in entry.segments)
@@ -96,7 +100,8 @@ def _below(prefix: bytes, entry: Entry, limits: Limits) -> Entry:
 
 def read_directory(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
     """A directory, in a child with the warden's file capabilities."""
-    writer = TreeWriter(descriptors["tree"], job.limits, reporter(status))
+    hints = Hints(descriptors.get("hints", -1))
+    writer = TreeWriter(descriptors["tree"], job.limits, reporter(status), hints.add)
     reader = DirectoryReader(descriptors["source"], job.limits, upper=job.kind == "upper", exclude=job.exclude)
     reader.copy(writer)
     writer.finish()
@@ -112,8 +117,16 @@ def answer(job: Job, task: Task, descriptors: Mapping[str, int]) -> Answered:
     return Answered()
 
 
-def measure_tree(tree: int, *, sync: bool) -> Measured:
-    """The digest of what is on disk, while a thread makes sure that it is on disk."""
+def measure_tree(tree: int, hints: int, go: int, *, sync: bool) -> Measured:
+    """The digest of what is on disk, while a thread makes sure that it is on disk.
+
+    Args:
+        hints, go: see `EarlyHashes.follow`; -1 where nobody is writing.
+        sync: whether it has to be on disk.
+    """
+    early = EarlyHashes(tree)
+    if go >= 0:
+        early.follow(hints, go)
     failures: list[OSError] = []
 
     def write_out() -> None:
@@ -126,7 +139,7 @@ def measure_tree(tree: int, *, sync: bool) -> Measured:
     if sync:
         thread.start()
     try:
-        measured = measure(tree)
+        measured = measure(tree, early)
     except (OSError, KeyError) as error:
         raise AgentosError("tree-not-read", f"the tree cannot be read: {error}") from None
     if sync:

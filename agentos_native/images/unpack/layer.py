@@ -42,9 +42,16 @@ class LayerWriter(TreeWriter):
     """A `TreeWriter` on top of `base`; `whiteouts`: whether ``.wh.`` names mean something."""
 
     def __init__(
-        self, root: int, limits: Limits, progress: Callable[[int, int], None], base: Root, *, whiteouts: bool
+        self,
+        root: int,
+        limits: Limits,
+        progress: Callable[[int, int], None],
+        finished: Callable[[bytes, int], None],
+        *,
+        base: Root,
+        whiteouts: bool,
     ) -> None:
-        super().__init__(root, limits, progress)
+        super().__init__(root, limits, progress, finished)
         self._base = base
         self._whiteouts = whiteouts
         self._reading = Reading()

@@ -99,12 +99,22 @@ class explained:
 
 
 class TreeWriter:
-    """Makes entries below `root`, counts them against `limits`, and calls `progress(entries, bytes)` often."""
+    """Makes entries below `root`, counts them against `limits`, and calls `progress(entries, bytes)` often.
 
-    def __init__(self, root: int, limits: Limits, progress: Callable[[int, int], None]) -> None:
+    `finished(path, size)` is called for each file that is complete.
+    """
+
+    def __init__(
+        self,
+        root: int,
+        limits: Limits,
+        progress: Callable[[int, int], None],
+        finished: Callable[[bytes, int], None] = lambda path, size: None,
+    ) -> None:
         self._root = root
         self._limits = limits
         self._progress = progress
+        self._finished = finished
         self._parents: dict[bytes, int] = {}
         self._directories: dict[bytes, Entry] = {}
         self._dropped: Counter[str] = Counter()
@@ -191,6 +201,7 @@ class TreeWriter:
             os.utime(descriptor, ns=(entry.mtime_ns, entry.mtime_ns))
         finally:
             os.close(descriptor)
+        self._finished(entry.path, entry.size)
 
     def _copy(self, descriptor: int, data: Data) -> None:
         for piece in data:

@@ -1,0 +1,140 @@
+"""Hashing files while others are still being written: what the measurer does until the unpacker has ended.
+
+The unpacker names the files that it has finished; that is a hint and nothing more. A hash made early counts later only
+when the file has not been changed since, and the kernel says so: nobody can set a file's time of change (ctime).
+
+* The file is looked at before it is read. A write after that gets a later ctime, when the clock of the filesystem has
+  moved on in between: it moves in ticks (before Linux 6.13, commit 4e40eff0b573), so that a file is read only once its
+  ctime is older than any tick.
+* Writes through shared memory leave the ctime alone once the page is dirty; the children cannot have any
+  (`confine.compile_filter`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import struct
+import time
+from select import POLLIN, poll
+from typing import Final
+
+from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.writer import STRICT
+from agentos_native.kernel.libc import libc_call
+from agentos_native.kernel.openat2 import openat2
+
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_TICK_NS: Final = 20_000_000
+"""Twice the longest tick of any kernel (CONFIG_HZ=100)."""
+_KNOWN_MAX: Final = 1 << 16
+_HINTS: Final = 64 << 10
+_WRITE_OUT_FROM: Final = 256 << 10
+_SYNC_FILE_RANGE_WRITE: Final = 2
+_KEY: Final = struct.Struct("=qqq32s")
+
+
+class EarlyHashes:
+    """Digests of files below the directory fd `root`, by inode; at most 65536, so that memory does not grow."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._known: dict[int, bytes] = {}
+        self._buffer = bytearray(CHUNK)
+        self._view = memoryview(self._buffer)
+
+    def follow(self, hints: int, go: int) -> None:
+        """Hash what comes over the pipe `hints` (paths, each ended by NUL) until the pipe `go` is closed."""
+        waiting = poll()
+        waiting.register(go, POLLIN)
+        waiting.register(hints, POLLIN)
+        rest = b""
+        while True:
+            ready = [descriptor for descriptor, _ in waiting.poll()]
+            if go in ready:
+                return
+            data = os.read(hints, _HINTS)
+            if not data:
+                waiting.unregister(hints)
+            *paths, rest = (rest + data).split(b"\0")
+            for path in paths:
+                if len(self._known) < _KNOWN_MAX:
+                    self._take(path)
+            rest = rest[-_HINTS:]
+
+    def digest(self, status: os.stat_result) -> bytes | None:
+        """The sha256 of a file that is now as `status` says, and was when it was read; it has no attributes."""
+        known = self._known.get(status.st_ino)
+        if known is None:
+            return None
+        size, changed, modified, digest = _KEY.unpack(known)
+        same = (size, changed, modified) == (status.st_size, status.st_ctime_ns, status.st_mtime_ns)
+        return digest if same else None
+
+    def _take(self, path: bytes) -> None:
+        try:
+            descriptor = openat2(self._root, path, _READ, resolve=STRICT)
+        except OSError:
+            return  # a hint that is not true; the tree is looked at again anyway
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode) and not os.listxattr(descriptor):
+                self._hash(descriptor, status)
+        finally:
+            os.close(descriptor)
+
+    def _hash(self, descriptor: int, status: os.stat_result) -> None:
+        age = time.time_ns() - status.st_ctime_ns
+        if age < 0:
+            return
+        if age < _TICK_NS:
+            time.sleep((_TICK_NS - age) / 1e9)
+        content = hashlib.sha256()
+        while got := os.readv(descriptor, [self._buffer]):
+            content.update(self._view[:got])
+        if status.st_size >= _WRITE_OUT_FROM:
+            write_out(descriptor)
+        key = _KEY.pack(status.st_size, status.st_ctime_ns, status.st_mtime_ns, content.digest())
+        self._known[status.st_ino] = key
+
+
+def write_out(descriptor: int) -> None:
+    """Have the disk begin with the file; syncfs has less to do at the end. See sync_file_range(2)."""
+    libc_call("sync_file_range", descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+
+
+class Hints:
+    """The writing end: paths of finished files, as many as the pipe takes; -1 for nobody who wants them."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._waiting: list[bytes] = []
+        self._size = 0
+        if descriptor >= 0:
+            os.set_blocking(descriptor, False)
+
+    def add(self, path: bytes, size: int) -> None:
+        """A file of `size` bytes is finished."""
+        if self._descriptor < 0:
+            return
+        self._waiting.append(path)
+        self._size += len(path) + 1
+        if self._size > 2048 or size >= _WRITE_OUT_FROM:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what waits. A full pipe loses hints, not files."""
+        if not self._waiting:
+            return
+        data = b"\0".join(self._waiting) + b"\0"
+        self._waiting.clear()
+        self._size = 0
+        try:
+            if os.write(self._descriptor, data) < len(data):  # the rest of a path would be added to the next
+                os.close(self._descriptor)
+                self._descriptor = -1
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self._descriptor = -1
