@@ -55,6 +55,8 @@ def launcher_fd() -> int:
 
 def serve(options: Options, fd: int) -> int:
     """Divide the machine, then do everything else; gives the exit status."""
+    # NumPy's linear algebra, which the allocator has no use for, would start a thread for every processor.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from agentos_native.supervisor.foundation import Foundation
 
     with Foundation(options) as foundation:
