@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from agentos_native.images.catalog import Catalog
+from agentos_native.images.disk import explained
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
 from agentos_native.images.unpack.digest import measure
 from agentos_native.images.unpack.messages import Measured
@@ -23,7 +24,7 @@ def measured(tree: int) -> Measured:
 
 def add_layer(catalog: Catalog, files: Mapping[str, bytes], keys: Collection[str] = ()) -> Layer:
     """Put a tree of plain files into the store."""
-    with catalog.staging() as staged:
+    with catalog.staging() as staged, explained():
         for name, content in files.items():
             path = staged.path / name
             path.parent.mkdir(parents=True, exist_ok=True)
