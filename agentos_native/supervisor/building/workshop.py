@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentos_native.errors import AgentosError
 from agentos_native.images import confine, rootfs
@@ -64,6 +64,15 @@ class Hand:
             session, self._session = self._session, None
         if session is not None:
             session.close()
+
+
+class Left(NamedTuple):
+    """What an ended agent left: its directory, the host id of its root, and a user namespace that maps its host ids
+    back to 0 …"""
+
+    directory: Path
+    id_base: int
+    userns: int
 
 
 class Workshop:
@@ -134,21 +143,18 @@ class Workshop:
     def private_layer(
         self,
         hand: Hand,
-        agent_dir: Path,
-        id_base: int,
+        left: Left,
         below: Sequence[Layer],
         keys: Sequence[str],
         report: ProgressCallback,
     ) -> tuple[Layer, tuple[str, ...]]:
         """What an ended agent wrote, as a layer with the ids of an image. Gives notes, too."""
         with contextlib.ExitStack() as stack:
-            upper = os.open(agent_dir / "upper", _PATH)
+            upper = os.open(left.directory / "upper", _PATH)
             stack.callback(os.close, upper)
             base_fd = stack.enter_context(self._merged(below))
-            exclude = _excluded(upper, base_fd, id_base)
-            back = confine.make_userns(0, inside=id_base)
-            stack.callback(os.close, back)
-            source = confine.idmapped(upper, back)
+            exclude = _excluded(upper, base_fd, left.id_base)
+            source = confine.idmapped(upper, left.userns)
             stack.callback(os.close, source)
             staged = stack.enter_context(self.catalog.staging())
             session = hand.session()
