@@ -22,10 +22,11 @@ from agentos_native.images.model import History, Image, ImageConfig, Layer, Mani
 from agentos_native.images.unpack.messages import Progress
 from agentos_native.spec.model import NetworkMode
 from agentos_native.supervisor import admission
+from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.building import failing, keys, sandbox
 from agentos_native.supervisor.building.feed import Feed, Output
 from agentos_native.supervisor.building.pins import Leased, Pins
-from agentos_native.supervisor.building.workshop import Hand, Workshop, open_context, read_dockerfile
+from agentos_native.supervisor.building.workshop import Hand, Left, Workshop, open_context, read_dockerfile
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.wire.images import BuildRequest, ImageEvent
 
@@ -231,25 +232,31 @@ class Build:
             except AgentosError as error:
                 raise failing.not_started(self._describe(place), error, run, network) from None
             record = agent.record
-            directory = Path(self._host.options.agent_dir(agent.id))
-            id_base = admission.id_base(self._host.block, record.slot)
+            left = await self._left(agent, stack)
             if record.exit_status == 0:
                 work, report = self._workshop.private_layer, self._reporter(place)
-                made, notes = await self._thread(work, self._hand, directory, id_base, tree.layers, [key], report)
+                made, notes = await self._thread(work, self._hand, left, tree.layers, [key], report)
                 self._note(place, notes)
                 return made
             kept = self._request.keep_failed
             failure = failing.ended(self._describe(place), record, run, network, output.last, kept=kept)
             if kept:
-                image = await self._keep_failed(tree, step, run, directory, id_base)
+                image = await self._keep_failed(tree, step, run, left)
                 failure.details["failed_image"] = image.digest
             raise failure
 
-    async def _keep_failed(self, tree: _Tree, step: Step, run: Run, directory: Path, id_base: int) -> Image:
+    async def _left(self, agent: Agent, stack: contextlib.AsyncExitStack) -> Left:
+        """The user namespace is the launcher's to make: nobody else clones."""
+        id_base = admission.id_base(self._host.block, agent.record.slot)
+        userns = await self._host.link.make_userns(0, admission.ID_RANGE, inside=id_base)
+        stack.callback(os.close, userns)
+        return Left(Path(self._host.options.agent_dir(agent.id)), id_base, userns)
+
+    async def _keep_failed(self, tree: _Tree, step: Step, run: Run, left: Left) -> Image:
         """What a failing RUN left, as an image without a name whose command is the shell and whose user, directory and
         environment are those of the step."""
         work = self._workshop.private_layer
-        made, _ = await self._thread(work, self._hand, directory, id_base, tree.layers, [], lambda _: None)
+        made, _ = await self._thread(work, self._hand, left, tree.layers, [], lambda _: None)
         config = ImageConfig(
             cmd=step.config.shell[:1] or ("/bin/sh",), env=run.env, user=run.user, workdir=run.workdir or "/"
         )
