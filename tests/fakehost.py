@@ -201,7 +201,7 @@ class FakeLink:
         self._pids: dict[str, int] = {}
         self._statuses: dict[str, int] = {}
 
-    async def make_userns(self, base: int, size: int) -> int:
+    async def make_userns(self, base: int, size: int, inside: int = 0) -> int:
         self.world.step("userns")
         return os.open(os.devnull, os.O_RDONLY)
 

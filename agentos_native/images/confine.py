@@ -67,9 +67,8 @@ def die_with_parent() -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def make_userns(base: int, inside: int = 0) -> int:
-    """A user namespace that maps `inside` … (65536 ids) to the host's `base` …; an fd, the only thing that keeps it
-    alive."""
+def make_userns(base: int) -> int:
+    """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive."""
     ready_r, ready_w = os.pipe()
     child = os.fork()
     if child == 0:
@@ -85,7 +84,7 @@ def make_userns(base: int, inside: int = 0) -> int:
             raise OSError("the kernel refuses a user namespace (user.max_user_namespaces?)")
         for kind in ("uid_map", "gid_map"):
             with open(f"/proc/{child}/{kind}", "wb", buffering=0) as file:
-                file.write(b"%d %d %d\n" % (inside, base, ID_RANGE))
+                file.write(b"0 %d %d\n" % (base, ID_RANGE))
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(ready_r)

@@ -250,7 +250,7 @@ class Launcher:
 
     def _map(self, unit: Unit, message: launch.MakeUserns) -> None:
         try:
-            fd = open_mapped(unit.pid, message.base, message.size)
+            fd = open_mapped(unit.pid, message.base, message.size, message.inside)
         except OSError as error:
             unit.failure = Failure("user namespace", "write", error.filename or "", error.errno or 0, str(error))
         else:

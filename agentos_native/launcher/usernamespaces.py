@@ -11,8 +11,8 @@ HOLD: Final = encode([Operation("user namespace", "hold", ())])
 """The plan of the holder: it waits to be killed."""
 
 
-def open_mapped(pid: int, base: int, size: int) -> int:
-    """Map inner ids 0..size-1 of the namespace that process `pid` holds to `base`.. and return an fd of it.
+def open_mapped(pid: int, base: int, size: int, inside: int = 0) -> int:
+    """Map `size` inner ids from `inside` on, of the namespace that process `pid` holds, to `base`..; gives an fd of it.
 
     setgroups stays allowed: the program's supplementary groups are set by the child stage, inside.
 
@@ -20,7 +20,7 @@ def open_mapped(pid: int, base: int, size: int) -> int:
         OSError: the range is taken by nobody, but malformed, or the process is gone.
     """
     for name in ("uid_map", "gid_map"):
-        _write(f"/proc/{pid}/{name}", f"0 {base} {size}\n".encode())
+        _write(f"/proc/{pid}/{name}", f"{inside} {base} {size}\n".encode())
     return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
 
 

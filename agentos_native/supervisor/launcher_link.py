@@ -95,12 +95,12 @@ class LauncherLink:
             self._socket.close()
         self._fail_all()
 
-    async def make_userns(self, base: int, size: int) -> int:
-        """The fd (the caller closes it) of a new user namespace that maps inner 0.. to `base`.."""
+    async def make_userns(self, base: int, size: int, inside: int = 0) -> int:
+        """The fd (the caller closes it) of a new user namespace that maps inner `inside`.. to `base`.."""
         sequence = self._next()
         future: asyncio.Future[int] = self._loop.create_future()
         self._userns[sequence] = future
-        self._send(launch.MakeUserns(sequence, base, size), ())
+        self._send(launch.MakeUserns(sequence, base, size, inside), ())
         return await future
 
     def clone(

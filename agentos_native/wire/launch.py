@@ -40,11 +40,12 @@ class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
 
 
 class MakeUserns(_Message, frozen=True):
-    """Make a user namespace that maps inner ids 0..size-1 to `base`.. (uids and gids alike)."""
+    """Make a user namespace that maps `size` inner ids from `inside` on to `base`.. (uids and gids alike)."""
 
     seq: int
     base: int
     size: int
+    inside: int = 0
 
 
 class Userns(_Message, frozen=True):

@@ -10,6 +10,7 @@ from agentos_native.wire.launch import Failure
 
 REQUESTS: list[launch.ToLauncher] = [
     launch.MakeUserns(1, 0x40000000, 65536),
+    launch.MakeUserns(2, 0, 65536, inside=0x40000000),
     launch.Clone(2, "0123456789ab/exec-1", b"\0\1\2" * 100, 0x6C020000, 0, 1, 2.5),
     launch.Acknowledge(9),
     launch.Shutdown(3),
