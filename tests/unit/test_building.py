@@ -60,7 +60,7 @@ class FakeWorkshop(Workshop):
     def directory(self, hand: Any, path: str, below: Any, key: str) -> Any:
         return self.layer(f"directory {key}", [key])
 
-    def private_layer(self, hand: Any, left: Any, below: Any, keys: Any, report: Any) -> Any:
+    def private_layer(self, hand: Any, left: Any, below: Any, keys: Any, report: Any, forgotten: Any = ()) -> Any:
         return self.layer(f"upper {len(self.made)} {keys}", keys), ()
 
 

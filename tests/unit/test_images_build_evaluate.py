@@ -247,6 +247,42 @@ def test_the_network_of_a_run(flag: str, network: str) -> None:
     assert run(f"FROM python\nRUN {flag}x\n").network == network
 
 
+@pytest.mark.parametrize(
+    ("mounts", "binds", "forgotten"),
+    [
+        ("--mount=type=cache,target=/root/.cache/pip,sharing=locked", (), ("/root/.cache/pip",)),
+        ("--mount=type=tmpfs,dst=tmp,size=1000", (), ("/srv/tmp",)),
+        ("--mount=target=/x", (Copy(sources=(".",), destination="/x"),), ("/x",)),
+        (
+            "--mount=type=bind,source=requirements.txt,target=/tmp/r.txt,ro",
+            (Copy(sources=("requirements.txt",), destination="/tmp/r.txt"),),
+            ("/tmp/r.txt",),
+        ),
+        (
+            "--mount=from=one,src=/a/../b,target=$A/x,rw --mount=type=cache,target=/c --mount=type=cache,dst=/c",
+            (Copy(sources=("/b",), destination="/srv/base/x", origin="0"),),
+            ("/srv/base/x", "/c"),
+        ),
+    ],
+)
+def test_the_mounts_of_a_run(mounts: str, binds: tuple[Copy, ...], forgotten: tuple[str, ...]) -> None:
+    found = run(f"FROM python AS one\nFROM python\nRUN {mounts} \\\n x\n")
+    assert (found.binds, found.forgotten) == (binds, forgotten)
+    assert found.argv == ("/bin/sh", "-c", "x")
+
+
+def test_a_stage_that_only_a_mount_needs_is_needed() -> None:
+    text = "FROM python AS one\nFROM python AS two\nFROM python\nRUN --mount=from=two,target=/x y"
+    assert [stage.index for stage in plan(text).stages] == [1, 2]
+
+
+def test_secrets_that_are_not_required_are_left_out() -> None:
+    found = plan("FROM python\nRUN --mount=type=secret,id=x,target=/x y\n")
+    assert found.notes == (
+        "Dockerfile:2: --mount of type secret is left out: nothing of that kind is given to a build",
+    )
+
+
 # -- COPY and ADD
 
 
@@ -357,6 +393,11 @@ def test_the_last_of_two_stages_of_a_name() -> None:
         ("FROM a\nONBUILD ONBUILD RUN x", 2, "cannot be done on a later build", ""),
         ("FROM a\nONBUILD FROM x", 2, "cannot be done on a later build", ""),
         ("FROM a\nRUN []", 2, "no program", ""),
+        ("FROM a\nRUN --mount=type=cache x", 2, "has no target", "target="),
+        ("FROM a\nRUN --mount=type=cache,target=/ x", 2, "hide everything", ""),
+        ("FROM a\nRUN --mount=type=what,target=/a x", 2, "no type 'what'", "cache"),
+        ("FROM a\nRUN --mount=type=tmpfs,target=/a,id=x y", 2, "has no 'id'", "size"),
+        ("FROM a\nRUN --mount='\"a' x", 2, "cannot be read", ""),
         ("FROM a\nADD --checksum=sha256:x b /c", 2, "nothing is", ""),
     ],
 )
@@ -372,9 +413,9 @@ def test_errors_name_the_line(text: str, line: int, what: str, hint: str) -> Non
 @pytest.mark.parametrize(
     ("text", "what", "hint"),
     [
-        ("RUN --mount=type=cache,target=/x y", "--mount of type cache", "leave it out"),
-        ("RUN --mount=target=/x y", "--mount of type bind", "COPY"),
-        ("RUN --mount=type=secret,id=x y", "--mount of type secret", "must not hold secrets"),
+        ("RUN --mount=type=secret,id=x,required=true y", "--mount of type secret", "must not depend on secrets"),
+        ("RUN --mount=type=ssh,required y", "--mount of type ssh", "COPY"),
+        ("RUN --mount=type=cache,target=/x,from=python y", "--mount of type cache with from=", "COPY"),
         ("RUN --network=host y", "--network=host", "image build --network"),
         ("RUN --security=insecure y", "--security=insecure", "sandbox"),
         ("ADD https://example.org/x /y", "is not fetched", "COPY"),

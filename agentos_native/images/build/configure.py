@@ -19,13 +19,6 @@ _PORT: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/([A-Za-z]+))?")
 _REAL_TIME: Final = re.compile(r"SIGRTM(?:IN(?:\+\d{1,2})?|AX(?:-\d{1,2})?)")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _UNITS: Final = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-_MOUNT_HINTS: Final = {
-    "cache": "leave it out: a step whose inputs did not change is not run again",
-    "tmpfs": "leave it out, and remove the files in the same RUN",
-    "bind": "COPY the files, and remove them in the same RUN or take another stage",
-    "secret": "an image must not hold secrets: give them to the agent when it runs",
-    "ssh": "fetch what needs the key before the build, and COPY it",
-}
 
 
 def absolute(path: str, workdir: str) -> str:
@@ -211,7 +204,7 @@ def _nanoseconds(options: dict[str, str], name: str) -> int:
 
 
 def run_of(instruction: Instruction, state: State) -> Run:
-    """The program that a RUN starts.
+    """The program that a RUN starts, without its mounts (`mounts.mounts_of`).
 
     Raises:
         InstructionError: an option that does not exist here, or no program.
@@ -236,10 +229,6 @@ def _run_options(instruction: Instruction) -> str:
     """The network that it asks for ("" for the build's)."""
     network = ""
     for name, value in instruction.flags:
-        if name == "mount":
-            kind = re.search(r"(?:^|,)type=(\w+)", value)
-            found = kind[1] if kind else "bind"
-            raise unsupported(f"--mount of type {found} is not supported", _MOUNT_HINTS.get(found, "leave it out"))
         if name == "security" and value != "sandbox":
             raise unsupported(f"--security={value} is not supported", "every RUN is in a sandbox")
         if name == "network":

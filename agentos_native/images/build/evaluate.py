@@ -21,6 +21,7 @@ from agentos_native.images.build.copies import copy_of
 from agentos_native.images.build.dockerfile import invalid, parse
 from agentos_native.images.build.expand import ExpansionError
 from agentos_native.images.build.model import Instruction, Plan, Stage, Step
+from agentos_native.images.build.mounts import mounts_of, origins_of
 from agentos_native.images.build.scope import PROXY_ARGS, InstructionError, Scope, State, platform_args
 from agentos_native.images.model import ImageConfig
 
@@ -107,7 +108,7 @@ class _Evaluation:
             section = self._sections[index]
             below = {self._base_of(section)[1]}
             for each in section.body:
-                below |= {self._find_stage(value, index) for key, value in each.flags if key == "from"}
+                below |= {self._find_stage(name, index) for name in origins_of(each)}
             waiting |= below - found - {-1}
         return sorted(found)
 
@@ -245,7 +246,8 @@ class _Evaluation:
             if each.name in ("COPY", "ADD"):
                 copy = copy_of(each, state, lambda name: self._origin(name, each, section))
             elif each.name == "RUN":
-                run = configure.run_of(each, state)
+                mounts = mounts_of(each, state, lambda name: self._origin(name, each, section))
+                run = msgspec.structs.replace(configure.run_of(each, state), **mounts._asdict())
             else:
                 configure.APPLY[each.name](each, state)
                 workdir = state.config.workdir if each.name == "WORKDIR" else ""

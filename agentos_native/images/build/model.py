@@ -40,17 +40,6 @@ class Instruction(msgspec.Struct, frozen=True, kw_only=True):
     escape: str = "\\"
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """RUN: a program in a sandbox on what the stage is so far. `env` holds the ARGs too, which are not in the image."""
-
-    argv: tuple[str, ...]
-    env: tuple[tuple[str, str], ...]
-    user: str
-    workdir: str
-    network: str = ""
-    """``--network=`` of the instruction; "" the build's."""
-
-
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
     """COPY or ADD: files into the stage.
 
@@ -73,6 +62,26 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     parents: bool = False
     exclude: tuple[str, ...] = ()
     files: tuple[tuple[str, str], ...] = ()
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """RUN: a program in a sandbox on what the stage is so far.
+
+    Args:
+        env: holds the ARGs too, which are not in the image.
+        network: ``--network=`` of the instruction; "" the build's.
+        binds: files that are only there for it (``--mount=type=bind``).
+        forgotten: paths whose content is no part of the layer: those of `binds`, and directories that are to be there
+            (``type=cache`` and ``type=tmpfs``).
+    """
+
+    argv: tuple[str, ...]
+    env: tuple[tuple[str, str], ...]
+    user: str
+    workdir: str
+    network: str = ""
+    binds: tuple[Copy, ...] = ()
+    forgotten: tuple[str, ...] = ()
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):

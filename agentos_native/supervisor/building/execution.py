@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -162,26 +162,42 @@ class Build:
         """The layer that the step makes, or None."""
         if step.run is not None:
             network = self._network(step.run, place)
-            key = keys.run_key(tree.layers, step.run, network)
-            return await self._known(key, place) or await self._run(tree, step, step.run, network, key, place)
+            ground = await self._ground(tree, step.run, place)
+            key = keys.run_key(ground.layers, step.run, network)
+            return await self._known(key, place) or await self._run(ground, step, step.run, network, key, place)
         if step.copy is not None:
             return await self._copy(tree, step.copy, place)
         if step.make_workdir:
-            key = keys.directory_key(tree.layers, step.make_workdir)
-            known = await self._known(key, place)
-            work = self._workshop.directory
-            return known or await self._thread(work, self._hand, step.make_workdir, tree.layers, key)
+            return await self._directory(tree, step.make_workdir, place)
         return None
 
-    async def _known(self, key: str, place: _Place) -> Layer | None:
+    async def _ground(self, tree: _Tree, run: Run, place: _Place) -> _Tree:
+        """What a RUN stands on: the stage, and above it the files and directories of its mounts."""
+        ground = replace(tree)
+        for copy in run.binds:
+            ground.layers = (*ground.layers, await self._copy(ground, copy, place, told=False))
+        bound = {copy.destination for copy in run.binds}
+        for path in (path for path in run.forgotten if path not in bound):
+            made = await self._directory(ground, path, place, told=False)
+            ground.layers = (*ground.layers, made) if made is not None else ground.layers
+        return ground
+
+    async def _directory(self, tree: _Tree, path: str, place: _Place, *, told: bool = True) -> Layer | None:
+        """None when the stage has it."""
+        key = keys.directory_key(tree.layers, path)
+        known = await self._known(key, place, told=told)
+        work = self._workshop.directory
+        return known or await self._thread(work, self._hand, path, tree.layers, key)
+
+    async def _known(self, key: str, place: _Place, *, told: bool = True) -> Layer | None:
         if self._request.no_cache:
             return None
         layer = await self._thread(self._workshop.catalog.known, key)
-        if layer is not None:
+        if layer is not None and told:
             self._feed.put(ImageEvent(kind="cached", step=place.step, steps=place.steps))
         return layer
 
-    async def _copy(self, tree: _Tree, copy: Copy, place: _Place) -> Layer:
+    async def _copy(self, tree: _Tree, copy: Copy, place: _Place, *, told: bool = True) -> Layer:
         source: context.Tree | Sequence[Layer] = self._context
         if copy.origin.isdigit():
             source = self._trees[int(copy.origin)].layers
@@ -193,7 +209,7 @@ class Build:
             else:
                 content = context.origin_key(copy, [layer.digest for layer in source])
             key = keys.copy_key(tree.layers, content)
-            known = await self._known(key, place)
+            known = await self._known(key, place, told=told)
             if known is not None:
                 return known
             report = self._reporter(place)
@@ -235,7 +251,9 @@ class Build:
             left = await self._left(agent, stack)
             if record.exit_status == 0:
                 work, report = self._workshop.private_layer, self._reporter(place)
-                made, notes = await self._thread(work, self._hand, left, tree.layers, [key], report)
+                made, notes = await self._thread(
+                    work, self._hand, left, tree.layers, [key], report, run.forgotten
+                )
                 self._note(place, notes)
                 return made
             kept = self._request.keep_failed

@@ -24,6 +24,7 @@ from agentos_native.images.build.model import Copy, Instruction
 from agentos_native.images.model import Layer
 from agentos_native.images.session import ProgressCallback, Session
 from agentos_native.images.store import ImageStore
+from agentos_native.images.unpack.reading import Root
 from agentos_native.kernel.openat2 import RESOLVE_IN_ROOT, openat2
 from agentos_native.supervisor import guestfiles
 from agentos_native.wire.images import BuildRequest
@@ -147,13 +148,18 @@ class Workshop:
         below: Sequence[Layer],
         keys: Sequence[str],
         report: ProgressCallback,
+        forgotten: Sequence[str] = (),
     ) -> tuple[Layer, tuple[str, ...]]:
-        """What an ended agent wrote, as a layer with the ids of an image. Gives notes, too."""
+        """What an ended agent wrote, as a layer with the ids of an image, without what is at the paths `forgotten`.
+        Gives notes, too.
+        """
         with contextlib.ExitStack() as stack:
             upper = os.open(left.directory / "upper", _PATH)
             stack.callback(os.close, upper)
             base_fd = stack.enter_context(self._merged(below))
-            exclude = _excluded(upper, base_fd, left.id_base)
+            looked = Root(base_fd)
+            exclude = [os.fsencode(path) for path in _excluded(upper, base_fd, left.id_base)]
+            exclude += [looked.resolve(os.fsencode(path)) for path in forgotten]
             source = confine.idmapped(upper, left.userns)
             stack.callback(os.close, source)
             staged = stack.enter_context(self.catalog.staging())
