@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -13,7 +12,7 @@ from agentos_native.images.build.model import Run
 from agentos_native.supervisor.registry import Record
 
 _WANTS_NETWORK: Final = re.compile(
-    r"resolv|name or service not known|network is (?:unreachable|down)|connection|could not fetch|no matching distr",
+    r"resolv|bad address|could not connect|name or service not known|network is (?:unreachable|down)|connection|could not fetch|no matching distr",
     re.IGNORECASE,
 )
 """What programs say when there is no network."""
@@ -49,8 +48,11 @@ def ended(
 
 def not_started(step: str, why: AgentosError, run: Run, network: str) -> AgentosError:
     """Of a RUN whose program could not be executed."""
-    failure = error(step, f"{shlex.join(run.argv)[:200]} was not started: {why.what}", run, network)
-    failure.hint = why.hint or failure.hint
+    failure = error(step, f"its program was not started: {why.what}", run, network)
+    if why.code == "unenforceable":
+        failure.hint = "build without that limit; `agentos-native check` says how this host can enforce it"
+    elif why.hint:
+        failure.hint = why.hint
     failure.details["cause"] = why.code
     return failure
 
