@@ -211,11 +211,6 @@ class Catalog:
                 self.index.touch(key)
             return layer
 
-    def put_key(self, key: str, layer: Layer) -> None:
-        """Let a further key stand for a layer that is in the store."""
-        with self.disk.locked():
-            self.index.put(key, layer)
-
     def layer_path(self, digest: str) -> Path:
         """Where the tree of a layer is."""
         return self.disk.layers / hex_of(digest)

@@ -1,0 +1,148 @@
+"""``image ls|history|tag|diff|verify|gc`` against a real server: tables, JSON, exit status, what a terminal gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agentos_native.cli import entry
+from tests.unit.apiserver import StubSupervisor, serving
+from tests.unit.test_cli import on_terminal
+
+DIGEST = "sha256:" + "ab" * 32
+LAYER = "sha256:" + "cd" * 32
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubSupervisor]:
+    with serving(str(tmp_path / "s")) as running:
+        monkeypatch.setenv("AGENTOS_SOCKET", str(running.server_address))
+        running.answers["GET", "/v1/version"] = (200, {"name": "agentos-native", "version": "9"})
+        yield running
+
+
+def image(**changed: Any) -> dict[str, Any]:
+    layers = [{"digest": LAYER, "size": 2048, "entries": 3, "shared": 1}]
+    return {
+        "digest": DIGEST, "name": "a", "names": ["a"], "created": 1.0, "size": 3072, "entries": 5,
+        "own_size": 1024, "shared_size": 2048, "layers": layers, **changed,
+    }  # fmt: skip
+
+
+def lines(*events: dict[str, Any]) -> bytes:
+    return b"".join(json.dumps(event).encode() + b"\n" for event in events)
+
+
+def finding(problem: str = "", layer: str = LAYER) -> dict[str, Any]:
+    return {"kind": "finding", "finding": {"image": "a", "layer": layer, "problem": problem}, "done": 1, "total": 1}
+
+
+def run(*argv: str) -> int:
+    return entry.run(["image", *argv])
+
+
+def test_ls_tells_own_from_shared_and_what_is_damaged(
+    server: StubSupervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [image(), image(name="", layers=[], size=0, own_size=0, shared_size=0)]
+    server.answers["GET", "/v1/images"] = (200, {"images": images})
+    assert run("ls") == 0
+    header, first, second = capsys.readouterr().out.splitlines()
+    assert header.split() == ["NAME", "DIGEST", "SIZE", "OWN", "SHARED", "FILES", "AGE"]
+    assert first.split()[:6] == ["a", "abababababab", "3Ki", "1Ki", "2Ki", "5"]
+    assert (second.split()[0], second.split()[-1]) == ("-", "damaged")
+    assert run("ls", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["shared_size"] == 2048
+
+
+def test_history_is_newest_first_and_in_one_line_each(
+    server: StubSupervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = [
+        {"created_by": "COPY . /\n  and more", "created": "2026-11-22T15:14:43Z", "layer": LAYER, "size": 7},
+        {"created_by": "CMD " + "x" * 90},
+    ]
+    server.answers["GET", "/v1/images/a"] = (200, image(history=steps))
+    assert run("history", "a") == 0
+    _, newest, oldest = capsys.readouterr().out.splitlines()
+    assert newest.startswith("-") and newest.endswith("x…")
+    assert oldest.split() == ["cdcdcdcdcdcd", "2026-11-22T15:14:43", "7", "COPY", ".", "/", "and", "more"]
+    assert run("history", "a", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)[0]["layer"] == LAYER
+
+
+def test_tag_sends_the_name_and_prints_the_digest(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["POST", "/v1/images/h%3A1%2Fa/tag"] = (200, image())
+    assert run("tag", "h:1/a", "b") == 0
+    assert capsys.readouterr().out.strip() == DIGEST
+    assert server.asked[-1].json == {"name": "b"}
+    assert run("tag", "a", "B") == 125
+    assert "error[invalid-name]" in capsys.readouterr().err
+
+
+def test_diff(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = [{"kind": "A", "path": "/new\x1b[2J"}, {"kind": "D", "path": "/old"}]
+    server.answers["GET", "/v1/images/a/diff"] = (200, {"changes": changes, "truncated": True})
+    assert run("diff", "a", "b") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["A /new\N{REPLACEMENT CHARACTER}[2J", "D /old"]
+    assert "more changes" in err
+    assert server.asked[-1].query == [("against", "b")]
+
+
+def test_verify_is_status_1_when_something_is_wrong(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    where = "POST", "/v1/images/verify"
+    server.answers[where] = (200, lines(finding(layer=""), finding(), {"kind": "done"}))
+    assert run("verify") == 0
+    assert capsys.readouterr().out == "1 layers of 1 images are as they were made\n"
+    server.answers[where] = (200, lines(finding(layer=""), finding("the layer was changed"), {"kind": "done"}))
+    assert run("verify", "a") == 1
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split() == ["a", "cdcdcdcdcdcd", "the", "layer", "was", "changed"]
+    assert err.startswith("hint: ")
+    assert run("verify", "-o", "json") == 1
+    assert [row["problem"] for row in json.loads(capsys.readouterr().out)] == ["", "the layer was changed"]
+
+
+def test_a_verification_that_fails_or_breaks_off_is_no_success(
+    server: StubSupervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = "POST", "/v1/images/verify"
+    failed = {"kind": "failed", "error": {"code": "image-not-found", "what": "no image 'a'"}}
+    server.answers[where] = (200, lines(failed))
+    assert run("verify", "a") == 125
+    assert "error[image-not-found]" in capsys.readouterr().err
+    server.answers[where] = (200, lines(finding()))
+    assert run("verify") == 125
+    assert "error[connection-lost]" in capsys.readouterr().err
+
+
+def test_a_terminal_gets_a_bar_while_images_are_read(server: StubSupervisor) -> None:
+    server.answers["POST", "/v1/images/verify"] = (200, lines(finding(), {"kind": "done"}))
+    status, shown = on_terminal("image", "verify")
+    assert status == 0
+    assert "verifying a" in shown
+    assert shown.rstrip().endswith("are as they were made"), "the bar is gone before the result is printed"
+
+
+def test_gc(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"images": [DIGEST], "layers": [LAYER], "steps": 2, "bytes": 4096, "notes": ["something stays"]}
+    server.answers["POST", "/v1/images/gc"] = (200, result)
+    assert run("gc", "--dry-run", "--older-than", "7d") == 0
+    assert server.asked[-1].json == {"dry_run": True, "older_than": 7 * 86400}
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "image  abababababab",
+        "layer  cdcdcdcdcdcd",
+        "would free 4Ki: 1 images, 1 layers, 2 steps of the build cache",
+    ]
+    assert err == "note: something stays\n"
+    assert run("gc", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 2
+    assert server.asked[-1].json == {"dry_run": False, "older_than": None}
+    assert run("gc", "--older-than", "soon") == 125
+    assert "--older-than" in capsys.readouterr().err
