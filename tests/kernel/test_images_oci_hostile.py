@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,21 @@ import pytest
 from agentos_native.errors import AgentosError
 from agentos_native.images import ImageStore, Limits
 from agentos_native.images.oci import model
+from agentos_native.images.oci.importing import Importer, ImportOptions
+from agentos_native.images.session import Session
+from agentos_native.images.sources import open_source
 from tests.images import needs_root
 from tests.ocilayouts import Made, blob_of, layer, tool
 
 pytestmark = needs_root
+
+
+@pytest.fixture(scope="module")
+def session() -> Iterator[Session]:
+    """One worker for all of them: each must leave it as it was, too."""
+    with Session() as ready:
+        yield ready
+
 
 GOOD = layer(("etc", None), ("etc/here", b"x"))
 SECRET = "not for images"
@@ -212,13 +223,13 @@ def big_configuration(made: Made) -> None:
     ],
     ids=lambda value: "" if isinstance(value, str) else getattr(value, "__qualname__", "").split(".")[0],
 )
-def test_a_layout_made_to_harm(tmp_path: Path, prepare: Callable[[Made], None], code: str) -> None:
+def test_a_layout_made_to_harm(tmp_path: Path, session: Session, prepare: Callable[[Made], None], code: str) -> None:
     store = ImageStore(tmp_path / "state")
     made = Made(tmp_path / "layout")
     prepare(made)
     before = sorted(path.name for path in tmp_path.iterdir())
-    with pytest.raises(AgentosError) as caught:
-        store.import_("x", made.path)
+    with pytest.raises(AgentosError) as caught, open_source(made.path) as (source, _), store.catalog.lease():
+        Importer(store.catalog, session, ImportOptions()).directory("x", source)
     assert caught.value.code == code, caught.value
     assert store.list() == []
     assert [path for path in store.path.glob("*/*") if path.parent.name != "index"] == []

@@ -261,6 +261,7 @@ def _failure(error: Exception) -> AgentosError:
 
 
 def _confine(job: PackJob) -> None:
+    program = confine.compile_filter()  # before the libraries that it needs are out of sight
     own_pids = ns.open_own("pid")
     confine.leave_host()
     ns.setns(own_pids, ns.CLONE_NEWPID)  # a process whose children would be elsewhere cannot start threads
@@ -268,7 +269,7 @@ def _confine(job: PackJob) -> None:
     confine.keep_capabilities((confine.CAP_DAC_READ_SEARCH,))
     confine.die_with_parent()
     confine.limit_resources(Limits())
-    confine.filter_system_calls()
+    confine.filter_system_calls(program)
 
 
 def _keep_only(*descriptors: int) -> None:
