@@ -18,6 +18,7 @@ import msgspec
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
+from agentos_native.images.unpack.header import Header
 from agentos_native.images.unpack.stream import Forward, corrupt
 
 Kind = Literal["file", "directory", "symlink", "hardlink", "fifo", "whiteout"]
@@ -103,7 +104,9 @@ def entries(stream: Forward, limits: Limits) -> Iterator[Entry]:
         AgentosError: ``hostile-archive``, ``invalid-archive``, ``image-too-large``.
     """
     with _errors(stream):
-        tar = tarfile.TarFile(fileobj=cast(IO[bytes], stream), mode="r", errors="surrogateescape", encoding="utf-8")
+        tar = tarfile.TarFile(
+            fileobj=cast(IO[bytes], stream), mode="r", tarinfo=Header, errors="surrogateescape", encoding="utf-8"
+        )
         read: list[tarfile.TarInfo] = vars(tar)["members"]
         while (member := tar.next()) is not None:
             read.clear()  # tarfile keeps all members; memory must not grow with the archive
@@ -126,7 +129,7 @@ def _errors(stream: Forward) -> Iterator[None]:
             raise AgentosError(
                 "invalid-archive",
                 f"this is not a tar archive: {error}",
-                hint="an image is a directory or a tar, plain or as gzip, xz or zstd",
+                hint="an image is a directory or a tar, plain or as gzip, xz, bzip2 or zstd",
             ) from None
         raise corrupt(f"the archive is damaged: {error}", f"at byte {stream.tell()}") from None
     except (tarfile.TarError, ValueError, IndexError, KeyError, OverflowError, UnicodeError, struct.error) as error:
