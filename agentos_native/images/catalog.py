@@ -69,7 +69,7 @@ class Catalog:
     def get(self, ref: str, *, lease: Lease | None = None) -> Image:
         """The image of a name, of ``sha256:<hex>`` or of a unique beginning of it, or of ``name@sha256:<hex>``.
 
-        Takes no lock, unless there is a lease (`lease`, else this context's), which then holds the image.
+        Under a lease (`lease`, else this context's) that holds the image then; otherwise it takes no lock.
 
         Raises:
             AgentosError: ``image-not-found`` (its hint lists what there is), ``ambiguous-digest``,
@@ -77,14 +77,16 @@ class Catalog:
         """
         holder = lease or leases.current(self.disk)
         if holder is None:
-            return self._get(ref)
+            return self.peek(ref)
         with self.disk.locked():
-            image = self._get(ref)
+            image = self.peek(ref)
             holder.hold("image", [image.digest])
             holder.hold("layer", [layer.digest for layer in image.stack])
             return image
 
-    def _get(self, ref: str) -> Image:
+    def peek(self, ref: str) -> Image:
+        """`get` without any lock, and held by no lease: for an agent, whose image is in use once it has it. Whoever
+        removes images has the store's lock when he asks for those in use, so that must not be waited for here."""
         for _ in range(_TRIES):
             digest, name = self.records.find(ref)
             try:

@@ -27,8 +27,8 @@ class ImageStore:
         self.catalog = Catalog(self.path)
 
     def get(self, ref: str) -> Image:
-        """See `Catalog.get`."""
-        return self.catalog.get(ref)
+        """See `Catalog.peek`."""
+        return self.catalog.peek(ref)
 
     def list(self) -> list[Image]:
         """See `Catalog.list`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import signal
 import threading
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos_native.errors import AgentosError
-from agentos_native.images import names
+from agentos_native.images import ImageStore, names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.diff import diff
 from agentos_native.images.verify import Verification
@@ -372,6 +373,22 @@ def test_processes_at_once_leave_a_store_that_is_whole(catalog: Catalog) -> None
     assert litter(catalog) == []
     assert all(there for _, _, layers in seen(catalog) for _, there in layers)
     assert not [finding for finding in Verification(catalog, measured).run(None) if finding.problem]
+
+
+def test_an_agents_image_is_looked_up_while_others_have_the_lock(catalog: Catalog) -> None:
+    """In a build's context, too: a removal holds the lock and waits for those who give agents their images."""
+    image = make_image(catalog, "a", b"x")
+    store = ImageStore(catalog.path.parent)
+    found: list[str] = []
+    with store.catalog.lease():
+        context = contextvars.copy_context()
+        with Catalog(catalog.path).disk.locked():
+            thread = threading.Thread(
+                target=lambda: context.run(lambda: found.append(store.get("a").digest)), daemon=True
+            )
+            thread.start()
+            thread.join(20)
+    assert found == [image.digest]
 
 
 # -- verify
