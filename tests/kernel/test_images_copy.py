@@ -375,6 +375,7 @@ COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "tar": lambda data: data,
     "gz": gzip.compress,
     "xz": lzma.compress,
+    "bz2": bz2.compress,
     "zst": lambda data: zstandard.ZstdCompressor().compress(data),
 }
 

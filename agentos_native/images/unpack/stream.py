@@ -6,6 +6,7 @@ A thread reads and decompresses one chunk ahead (zlib, lzma and zstd work outsid
 
 from __future__ import annotations
 
+import bz2
 import hashlib
 import lzma
 import queue
@@ -13,7 +14,7 @@ import tarfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Final, cast
+from typing import IO, Final, TypeAlias, cast
 
 import zstandard
 
@@ -50,8 +51,40 @@ def too_large(what: str, hint: str) -> AgentosError:
     return AgentosError("image-too-large", what, hint=hint)
 
 
-def _members(chunks: Iterator[bytes], new: Callable[[], zlib._Decompress | lzma.LZMADecompressor]) -> Iterator[bytes]:
-    """Decompress concatenated gzip members or xz streams; zero bytes after one are padding."""
+class _Bzip2:
+    """bz2's decoder; what it finds damaged is no error of the operating system."""
+
+    def __init__(self) -> None:
+        self._decoder = bz2.BZ2Decompressor()
+
+    def decompress(self, data: bytes, size: int) -> bytes:
+        """At most `size` bytes."""
+        try:
+            return self._decoder.decompress(data, size)
+        except OSError as error:
+            raise zlib.error(str(error)) from None
+
+    @property
+    def eof(self) -> bool:
+        """Whether the end of a stream was seen."""
+        return self._decoder.eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether there is nothing to be had without more data."""
+        return self._decoder.needs_input
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came after the end."""
+        return self._decoder.unused_data
+
+
+_Decoder: TypeAlias = "zlib._Decompress | lzma.LZMADecompressor | _Bzip2"
+
+
+def _members(chunks: Iterator[bytes], new: Callable[[], _Decoder]) -> Iterator[bytes]:
+    """Decompress concatenated gzip members, xz or bzip2 streams; zero bytes after one are padding."""
     decoder = new()
     fresh = True
     for chunk in chunks:
@@ -71,13 +104,13 @@ def _members(chunks: Iterator[bytes], new: Callable[[], zlib._Decompress | lzma.
         raise corrupt("the compressed archive ends too early")
 
 
-def _drain(decoder: zlib._Decompress | lzma.LZMADecompressor, data: bytes) -> Iterator[bytes]:
+def _drain(decoder: _Decoder, data: bytes) -> Iterator[bytes]:
     """All output for `data`, never more than a few chunks at once however well it was compressed."""
     while True:
         output = decoder.decompress(data, CHUNK)
         if output:
             yield output
-        if isinstance(decoder, lzma.LZMADecompressor):
+        if isinstance(decoder, lzma.LZMADecompressor | _Bzip2):
             data = b""
             if decoder.eof or decoder.needs_input:
                 return
@@ -116,13 +149,15 @@ def _decode(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
         return _members(chunks, lambda: zlib.decompressobj(wbits=31))
     if kind == "xz":
         return _members(chunks, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_LZMA_MEMORY_MAX))
+    if kind == "bzip2":
+        return _members(chunks, _Bzip2)
     if kind == "zstd":
         return _zstd(chunks)
     if kind:
         raise AgentosError(
             "unsupported-archive",
             f"the archive is {kind}",
-            hint="an image is a directory or a tar, plain or as gzip, xz or zstd",
+            hint="an image is a directory or a tar, plain or as gzip, xz, bzip2 or zstd",
         )
     return chunks
 
