@@ -38,7 +38,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
-import importlib.util
 import os
 import signal
 import socket
@@ -279,8 +278,6 @@ def _functions() -> dict[str, Callable[..., Any]]:
     found: dict[str, Callable[..., Any]] = {}
     for name, place in (TASKS | _FUNCTIONS).items():
         module, _, function = place.partition(":")
-        if importlib.util.find_spec(module) is None:
-            continue
         found[name] = getattr(importlib.import_module(module), function)
     return found
 
