@@ -12,7 +12,7 @@ from agentos_native.images.build.model import Run
 from agentos_native.supervisor.registry import Record
 
 _WANTS_NETWORK: Final = re.compile(
-    r"resolv|bad address|connect|name or service not known|network is (?:unreachable|down)|fetch|no matching distribution",
+    r"resolv|bad address|connect|name or service not known|network is (?:unreachable|down)|fetch|no matching distr",
     re.IGNORECASE,
 )
 """What programs say when there is no network."""
