@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -24,6 +26,7 @@ from agentos_native.images.overlay import view
 from agentos_native.wire.images import ImageEvent
 from tests.images import make_tar, make_tree, needs_root
 from tests.ocilayouts import Made, blob_of, layer, tool, tree
+from tests.supervisors import eventually
 
 pytestmark = needs_root
 
@@ -304,6 +307,45 @@ def test_an_export_whose_reader_goes_away_ends(store: ImageStore, tmp_path: Path
     os.close(writing)
     timer.join()
     assert time.monotonic() - started < 30
+
+
+def test_an_export_to_which_the_disk_is_too_small_says_so(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    tool("mount", "-t", "tmpfs", "-o", "size=6m", "none", state)
+    try:
+        store = ImageStore(state)
+        (tmp_path / "tree").mkdir()
+        (tmp_path / "tree/noise").write_bytes(os.urandom(4 << 20))
+        store.import_("x", tmp_path / "tree")
+        with pytest.raises(AgentosError, match="disk-full"):
+            exported(store, "x", tmp_path / "out.tar")
+        assert (tmp_path / "out.tar").stat().st_size == 0
+        assert os.statvfs(state).f_bavail * os.statvfs(state).f_frsize > 1 << 20
+    finally:
+        tool("umount", "-l", state)
+
+
+def test_a_kill_in_the_middle_of_a_layout_leaves_the_store_as_it_was(store: ImageStore, tmp_path: Path) -> None:
+    made = Made(tmp_path / "layout")
+    made.index(made.image([layer(("a", b"x")), layer(("b", os.urandom(24 << 20))), layer(("c", b"x"))]))
+    program = (
+        "import sys, pathlib; from agentos_native.images import ImageStore\n"
+        "ImageStore(pathlib.Path(sys.argv[1])).import_('x', pathlib.Path(sys.argv[2]))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, store.path.parent, made.path]) as process:
+        while len(list((store.path / "layers").iterdir())) < 1 and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+
+    def recovered() -> bool:  # the worker goes with its session, but a moment later
+        store.recover()
+        return not list((store.path / "layers").iterdir()) and not list((store.path / "tmp").iterdir())
+
+    eventually(recovered, "the store is as it was")
+    assert store.list() == []
+    assert len(store.import_("x", made.path).layers) == 3
 
 
 def test_the_packing_process_needs_little_memory(store: ImageStore, tmp_path: Path) -> None:
