@@ -34,6 +34,8 @@ _STATUS: Final = {
     "agent-not-running": 409,
     "tenant-in-use": 409,
     "image-in-use": 409,
+    "layer-missing": 409,
+    "disk-full": 507,
     "reservation-too-large": 409,
     "tenant-full": 409,
     "node-full": 409,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,8 +20,10 @@ from agentos_native.errors import AgentosError
 from agentos_native.images import ImageStore, names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.diff import diff
+from agentos_native.images.model import History
 from agentos_native.images.verify import Verification
 from agentos_native.spec.names import check_image
+from agentos_native.supervisor.views import image_view
 from tests.stores import add_layer, flip_one_bit, litter, make_image, manifest, measured, seen
 
 DIGITS = "0123456789abcdef" * 4
@@ -453,6 +456,41 @@ def test_lost_layers_changed_records_and_keys_are_found(catalog: Catalog) -> Non
     assert "cannot be opened" in found["a"]
     assert "cannot be read" in found["b"]
     assert "another size" in found[""]
+
+
+def test_a_damaged_layer_is_mended_by_what_the_hint_says(catalog: Catalog) -> None:
+    make_image(catalog, "a", b"base", b"x", key="step")
+    make_image(catalog, "b", b"base")
+    flip_one_bit(catalog.get("a").layers[0] / "file")
+    assert [image for image, _ in problems(catalog)] == ["a, b"]
+    for name in ("a", "b"):
+        catalog.remove(name)
+    catalog.gc()
+    make_image(catalog, "a", b"base", b"x")
+    assert problems(catalog) == []
+
+
+# -- what the API shows
+
+
+def test_sizes_and_history_of_an_image_that_shares_a_layer(catalog: Catalog) -> None:
+    make_image(catalog, "other", b"base")
+    with catalog.lease():
+        layers = [add_layer(catalog, {"file": content}) for content in (b"base", b"own", b"untold")]
+        steps = (
+            History(created_by="imported"),
+            History(created_by="ENV A=1", empty=True),
+            History(created_by="COPY x /", created="2026-01-01T00:00:00Z"),
+        )
+        image = catalog.commit("a", msgspec.structs.replace(manifest(*layers), history=steps))
+    shown = image_view(image, catalog.sharing())
+    assert (shown.size, shown.own_size, shown.shared_size) == (13, 9, 4)
+    assert [(layer.size, layer.shared) for layer in shown.layers] == [(4, 1), (3, 0), (6, 0)]
+    assert [(row.created_by, row.size) for row in shown.history] == [
+        ("imported", 4), ("ENV A=1", 0), ("COPY x /", 3), ("", 6)
+    ]  # fmt: skip
+    assert [row.layer for row in shown.history] == [layers[0].digest, "", layers[1].digest, layers[2].digest]
+    assert image_view(image).own_size == 13, "by itself"
 
 
 # -- differences
