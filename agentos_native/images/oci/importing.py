@@ -173,6 +173,10 @@ class Importer:
         content = blobs.read(contents.config)
         question = model.AskConfig(content=content, layers=len(contents.layers), platform=self._platform)
         described = self._asking.about(question, Description)
+        if (
+            len(contents.layers) > model.LAYERS_MAX
+        ):  # `survey` looks at it, too, but as one who may have been taken over
+            raise invalid(f"the image has {len(contents.layers)} layers")
         if not contents.layers:
             raise unsupported("the image has no layers", "there is nothing in it that could run")
         stack: list[Layer] = []
