@@ -456,6 +456,26 @@ def test_what_doubles_with_every_line_ends_soon() -> None:
         plan("FROM a\nENV a=" + "x" * 60_000 + "\n" + "".join(f"ENV b{i}=$a\n" for i in range(64)))
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(["ARG a=" + "x" * 60_000, *(f"ARG b{i}=$a$a" for i in range(500))], id="values"),
+        pytest.param(["ENV a=" + "x" * 60_000, *(f"LABEL b=${{a}}{i}" for i in range(600))], id="one value, each its own"),
+        pytest.param(["ENV a=" + "x" * 8000, *["MAINTAINER " + "${a#*?*?*?*?y}" * 15] * 40], id="patterns"),
+        pytest.param([f"ENV b{i}={i}" for i in range(3000)], id="variables"),
+        pytest.param(["EXPOSE " + "1-65535 " * 100], id="ports"),
+    ],
+)
+def test_what_a_file_becomes_has_a_bound_as_a_whole(lines: list[str]) -> None:
+    with pytest.raises(AgentosError, match="too much for one file"):
+        plan("\n".join(["FROM a", *lines]))
+
+
+def test_directories_have_a_length() -> None:
+    with pytest.raises(AgentosError, match="longer than 4095"):
+        plan("FROM a\nARG a=" + "x" * 250 + "\n" + "WORKDIR $a\n" * 17)
+
+
 def test_many_stages_that_need_one_another() -> None:
     text = "FROM a AS s0\n" + "".join(f"FROM s{i} AS s{i + 1}\nCOPY --from=s{i} a b\n" for i in range(120))
     assert len(plan(text).stages) == 121

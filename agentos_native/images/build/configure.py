@@ -15,6 +15,7 @@ from agentos_native.images.model import Healthcheck
 
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
 _ENV_MAX: Final = 1 << 20
+_PATH_MAX: Final = 4095
 _PORT: Final = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/([A-Za-z]+))?")
 _REAL_TIME: Final = re.compile(r"SIGRTM(?:IN(?:\+\d{1,2})?|AX(?:-\d{1,2})?)")
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
@@ -53,6 +54,7 @@ def _env(instruction: Instruction, state: State) -> None:
     env = dict(state.config.env) | dict(_pairs(instruction, state))
     if sum(len(name) + len(value) for name, value in env.items()) > _ENV_MAX:
         raise InstructionError(f"the environment becomes larger than {_ENV_MAX} characters")
+    state.spend(len(env))
     state.set(env=tuple(env.items()))
 
 
@@ -60,6 +62,7 @@ def _label(instruction: Instruction, state: State) -> None:
     labels = state.config.labels | dict(_pairs(instruction, state))
     if sum(len(name) + len(value) for name, value in labels.items()) > _ENV_MAX:
         raise InstructionError(f"the labels become larger than {_ENV_MAX} characters")
+    state.spend(len(labels))
     state.set(labels=labels)
 
 
@@ -78,7 +81,10 @@ def _workdir(instruction: Instruction, state: State) -> None:
     path = state.expander(instruction).word(instruction.text)
     if not path:
         raise InstructionError("the directory is empty once its variables are expanded")
-    state.set(workdir=absolute(path, state.config.workdir))
+    path = absolute(path, state.config.workdir)
+    if len(path) > _PATH_MAX:
+        raise InstructionError(f"the directory's path becomes longer than {_PATH_MAX} characters")
+    state.set(workdir=path)
 
 
 def _user(instruction: Instruction, state: State) -> None:
@@ -131,6 +137,7 @@ def _on_build(instruction: Instruction, state: State) -> None:
     (trigger,) = parse(text.encode(), state.name)[:1]
     if trigger.name in ("ONBUILD", "FROM", "MAINTAINER"):
         raise InstructionError(f"{trigger.name} cannot be done on a later build")
+    state.spend(len(state.config.on_build))
     state.set(on_build=(*state.config.on_build, text))
 
 
@@ -145,7 +152,9 @@ def _expose(instruction: Instruction, state: State) -> None:
         protocol = (match[3] or "tcp").lower() if match else ""
         if not 1 <= first <= last <= 65535 or protocol not in ("tcp", "udp", "sctp"):
             raise InstructionError(f"{word!r} is no port", "80, 53/udp or 8000-8010/tcp")
+        state.spend(last - first + 1)
         ports += [f"{port}/{protocol}" for port in range(first, last + 1)]
+    state.spend(len(ports))
     state.set(exposed=tuple(dict.fromkeys(ports)))
 
 
@@ -154,6 +163,7 @@ def _volume(instruction: Instruction, state: State) -> None:
     volumes = [expander.word(word) for word in instruction.words]
     if not all(volume.strip() for volume in volumes):
         raise InstructionError("a volume's path is empty")
+    state.spend(len(state.config.volumes) + len(volumes))
     state.set(volumes=tuple(dict.fromkeys([*state.config.volumes, *volumes])))
 
 
@@ -216,6 +226,7 @@ def run_of(instruction: Instruction, state: State) -> Run:
     if not argv or not argv[0]:
         raise InstructionError("there is no program to run")
     env = state.scope.for_run() | dict(state.config.env)
+    state.spend(len(env))
     return Run(
         argv=argv,
         env=tuple(env.items()),

@@ -15,6 +15,7 @@ _DEPTH_MAX: Final = 32
 _PATTERN_MAX: Final = 128
 _TRIM_MAX: Final = 8192
 _REPLACE_MAX: Final = 256
+_WORK_MAX: Final = 32 << 20
 _SPECIAL: Final = "@*#?-$!0"
 
 
@@ -22,12 +23,27 @@ class ExpansionError(ValueError):
     """The word cannot be expanded; the text says why."""
 
 
-class Expander:
-    """Expands words with the variables `env`; `escape` is the escape character of the file."""
+class Budget:
+    """What all the lines of one file together may take, in characters: each of ten thousand lines can make its 128 KiB
+    of a few bytes, and a plan keeps what every line made."""
 
-    def __init__(self, env: Mapping[str, str], escape: str = "\\") -> None:
+    def __init__(self) -> None:
+        self._left = _WORK_MAX
+
+    def spend(self, characters: int) -> None:
+        """Raises ExpansionError once all of it is spent."""
+        self._left -= characters
+        if self._left < 0:
+            raise ExpansionError("what the lines up to here become is too much for one file")
+
+
+class Expander:
+    """Expands words with the variables `env`; `escape` is the escape character of the file. `budget`: of the file."""
+
+    def __init__(self, env: Mapping[str, str], escape: str = "\\", budget: Budget | None = None) -> None:
         self._env = env
         self._escape = escape
+        self._budget = budget or Budget()
 
     def word(self, text: str) -> str:
         """`text` expanded, quotes and escapes taken away; blanks in it stay.
@@ -35,26 +51,30 @@ class Expander:
         Raises:
             ExpansionError: unbalanced quotes or braces, ``${name:?}`` of what is not set, or it becomes too long.
         """
-        return _Cursor(text, self._env, self._escape).until("")
+        return self._cursor(text).until("")
 
     def text(self, text: str) -> str:
         """As `word` for a heredoc's content: quotes are ordinary characters there, and only ``$`` can be escaped."""
-        cursor = _Cursor(text, self._env, self._escape)
+        cursor = self._cursor(text)
         cursor.quotes = False
         return cursor.until("")
 
     def words(self, text: str) -> list[str]:
         """`text` expanded and then split at blanks that are neither quoted nor escaped."""
-        return _Cursor(text, self._env, self._escape).split()
+        return self._cursor(text).split()
+
+    def _cursor(self, text: str) -> _Cursor:
+        return _Cursor(text, self._env, self._escape, self._budget)
 
 
 class _Cursor:
     """A position in one text."""
 
-    def __init__(self, text: str, env: Mapping[str, str], escape: str) -> None:
+    def __init__(self, text: str, env: Mapping[str, str], escape: str, budget: Budget) -> None:
         self._text = text
         self._env = env
         self._escape = escape
+        self._budget = budget
         self._at = 0
         self._depth = 0
         self._size = 0
@@ -70,6 +90,7 @@ class _Cursor:
 
     def _count(self, piece: str) -> str:
         self._size += len(piece)
+        self._budget.spend(len(piece))
         if self._size > VALUE_MAX:
             raise ExpansionError(f"it becomes longer than {VALUE_MAX} characters")
         return piece
@@ -211,6 +232,7 @@ class _Cursor:
             self._at += 1
         pattern = _tokens(self.until("}", keep_escapes=True))
         _bound(value, _TRIM_MAX)
+        self._budget.spend(len(value) * len(pattern))
         if modifier == "%":
             ends = _prefixes(pattern[::-1], value[::-1])
             return value[: len(value) - (max(ends) if longest else min(ends))] if ends else value
@@ -229,6 +251,7 @@ class _Cursor:
             self._count(" " * min(VALUE_MAX + 1, count * len(replacement)))
             return value.replace(plain, replacement, count)
         _bound(value, _REPLACE_MAX)
+        self._budget.spend(len(value) ** 2 * len(pattern))
         found: list[str] = []
         position = 0
         while position <= len(value):

@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from agentos_native.images.build.expand import Expander
+from agentos_native.images.build.expand import Budget, Expander
 from agentos_native.images.build.model import Instruction
 from agentos_native.images.model import ImageConfig
 
@@ -59,6 +59,7 @@ class Scope:
         self._platform = platform
         self._outer = outer
         self._values: dict[str, str] = dict(inherited or {})
+        self.budget: Budget = outer.budget if outer is not None else Budget()
 
     def child(self) -> Scope:
         """That of a stage built on this one."""
@@ -92,7 +93,9 @@ class Scope:
     def expander(self, escape: str, env: Mapping[str, str] | None = None) -> Expander:
         """Expands with these ARGs, below `env`."""
         base = self._platform if self._outer is None else {}
-        return Expander({**base, **self._values, **(env or {})}, escape)
+        known = {**base, **self._values, **(env or {})}
+        self.budget.spend(len(known))
+        return Expander(known, escape, self.budget)
 
     def for_run(self) -> dict[str, str]:
         """What a RUN has of them, proxies too."""
@@ -118,6 +121,10 @@ class State:
     def expander(self, instruction: Instruction) -> Expander:
         """Expands with what the stage has before `instruction`."""
         return self.scope.expander(instruction.escape, dict(self.config.env))
+
+    def spend(self, entries: int) -> None:
+        """The configuration gets a tuple or mapping of so many: each step keeps its own. Raises ExpansionError."""
+        self.scope.budget.spend(32 * entries)
 
     def note(self, text: str) -> None:
         """Something the user should know that is no error."""
