@@ -460,7 +460,9 @@ def test_what_doubles_with_every_line_ends_soon() -> None:
     "lines",
     [
         pytest.param(["ARG a=" + "x" * 60_000, *(f"ARG b{i}=$a$a" for i in range(500))], id="values"),
-        pytest.param(["ENV a=" + "x" * 60_000, *(f"LABEL b=${{a}}{i}" for i in range(600))], id="one value, each its own"),
+        pytest.param(
+            ["ENV a=" + "x" * 60_000, *(f"LABEL b=${{a}}{i}" for i in range(600))], id="one value, each its own"
+        ),
         pytest.param(["ENV a=" + "x" * 8000, *["MAINTAINER " + "${a#*?*?*?*?y}" * 15] * 40], id="patterns"),
         pytest.param([f"ENV b{i}={i}" for i in range(3000)], id="variables"),
         pytest.param(["EXPOSE " + "1-65535 " * 100], id="ports"),

@@ -232,7 +232,7 @@ class _Cursor:
             self._at += 1
         pattern = _tokens(self.until("}", keep_escapes=True))
         _bound(value, _TRIM_MAX)
-        self._budget.spend(len(value) * len(pattern))
+        self._budget.spend(8 * len(value) * len(pattern))
         if modifier == "%":
             ends = _prefixes(pattern[::-1], value[::-1])
             return value[: len(value) - (max(ends) if longest else min(ends))] if ends else value
@@ -251,7 +251,7 @@ class _Cursor:
             self._count(" " * min(VALUE_MAX + 1, count * len(replacement)))
             return value.replace(plain, replacement, count)
         _bound(value, _REPLACE_MAX)
-        self._budget.spend(len(value) ** 2 * len(pattern))
+        self._budget.spend(8 * len(value) ** 2 * len(pattern))
         found: list[str] = []
         position = 0
         while position <= len(value):
