@@ -88,11 +88,12 @@ class Catalog:
         """`get` without any lock, and held by no lease: for an agent, whose image is in use once it has it. Whoever
         removes images has the store's lock when he asks for those in use, so that must not be waited for here."""
         for _ in range(_TRIES):
-            digest, name = self.records.find(ref)
+            by_digest = self.records.names()
+            digest, name = self.records.find(ref, by_digest)
             try:
-                return self._image(digest, name, self.records.names())
+                return self._image(digest, name, by_digest)
             except AgentosError:
-                if self.records.find(ref)[0] != digest:
+                if self.records.find(ref, self.records.names())[0] != digest:
                     continue  # it was removed or replaced between the two looks
                 raise
         raise AgentosError("image-not-found", f"image {ref!r} is replaced again and again")
@@ -252,7 +253,7 @@ class Catalog:
         """
         checked = names.parse_name(name)
         with self._changing():
-            digest, _ = self.records.find(ref)
+            digest, _ = self.records.find(ref, self.records.names())
             self.records.read(digest)
             self.records.point(checked, digest)
             return self._image(digest, checked, self.records.names())
@@ -277,7 +278,7 @@ class Catalog:
         """
         with self._changing():
             by_digest = self.records.names()
-            digest, name = self.records.find(ref)
+            digest, name = self.records.find(ref, by_digest)
             held = by_digest.get(digest, [])
             going = [name] if name else [*held]
             if len(going) < len(held):

@@ -39,7 +39,9 @@ from agentos_native.images.model import ImageConfig, Manifest
 _MANIFEST_MAX: Final = 1 << 20
 _DAMAGED_HINT: Final = "remove the image and import it again"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_NOWHERE: Final = "sha256:" + "0" * 64
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_HEX: Final = 64
+_NOWHERE: Final = "sha256:" + "0" * _HEX
 
 
 def manifest_digest(config: ImageConfig, layers: Sequence[str]) -> str:
@@ -75,7 +77,11 @@ class Records:
 
     def _target(self, file_name: str) -> str:
         """The digest that a name leads to; one that no image has where that cannot be read."""
-        written = (self._disk.refs / file_name).read_bytes()[:80].decode("ascii", "replace")
+        descriptor = os.open(f"{self._disk.refs}/{file_name}", _READ)  # each look at a name reads all: no Path, no file
+        try:
+            written = os.read(descriptor, 80).decode("ascii", "replace")
+        finally:
+            os.close(descriptor)
         return written if _DIGEST.fullmatch(written) else _NOWHERE
 
     def digests(self, by_digest: Mapping[str, Sequence[str]]) -> list[str]:
@@ -110,13 +116,12 @@ class Records:
                 return file.read(_MANIFEST_MAX + 1)
         raise FileNotFoundError
 
-    def find(self, ref: str) -> tuple[str, str]:
-        """The digest that `ref` means, and the name that it is ("" for a digest).
+    def find(self, ref: str, by_digest: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+        """The digest that `ref` means, and the name that it is ("" for a digest); `by_digest` as `names` gives it.
 
         Raises:
             AgentosError: ``image-not-found``, ``ambiguous-digest``, ``invalid-image-name``.
         """
-        by_digest = self.names()
         digits = names.parse_digest(ref)
         if digits is None:
             name = names.parse_name(ref)
@@ -126,6 +131,8 @@ class Records:
             digits = hex_of(names.split(name).digest)
             if not digits:
                 raise _not_found(ref, by_digest)
+        if len(digits) == _HEX and self._path(f"sha256:{digits}").exists():
+            return f"sha256:{digits}", ""
         found = [digest for digest in self.digests(by_digest) if hex_of(digest).startswith(digits)]
         if not found:
             raise _not_found(ref, by_digest)

@@ -71,7 +71,7 @@ class Verification:
         """What there is to say of records and keys; the layers to read; which images have them."""
         records = self._catalog.records
         by_digest = records.names()
-        asked = records.digests(by_digest) if ref is None else [records.find(ref)[0]]
+        asked = records.digests(by_digest) if ref is None else [records.find(ref, by_digest)[0]]
         findings: list[Finding] = []
         layers: dict[str, Layer] = {}
         owners: dict[str, list[str]] = {}
