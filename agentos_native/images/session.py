@@ -332,12 +332,15 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def _error(message: Failed) -> AgentosError:
-    error = AgentosError.from_dict(message.error)
+    """What a child said, which may be anything."""
+    code, what, where, hint = (str(message.error.get(field, "")) for field in ("code", "what", "where", "hint"))
+    details = message.error.get("details")
     return AgentosError(
-        printable(error.code),
-        printable(error.what),
-        printable(error.where),
-        "\n".join(map(printable, error.hint.splitlines())),
+        printable(code),
+        printable(what),
+        printable(where),
+        "\n".join(map(printable, hint.splitlines()[:20])),
+        details=details if isinstance(details, dict) else None,
     )
 
 

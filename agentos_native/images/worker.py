@@ -20,8 +20,9 @@ Theory of operation
    lands on disk as uid 0, and by that mount alone. So the tree has the image's real owners although the process that
    parses the archive could not touch one host file if it were taken over.
 3. A child holds the fds of its job and one pipe to the warden, over which it sends `Progress`, and at the end
-   `Written`, `Answered` or `Failed`. The feeder has a pipe of its own (`Fed`): what was expected of the archive is
-   compared with what the feeder read, not with what the unpacker says.
+   `Written`, `Answered` or `Failed`. The feeder has a pipe of its own (`Fed`): what was expected of the archive's
+   bytes is compared with what the feeder read, not with what the unpacker says. The digest of the plain tar (diff_id)
+   is the unpacker's word: whoever decompresses has to be believed about that.
 4. When the unpacker has ended well, the measurer reads the tree that is on disk now and sends `Measured`: a lying
    unpacker can make a strange image, but cannot give it another image's digest. Meanwhile a thread writes the tree to
    the disk (syncfs), so that the rename that follows never names files that a power cut can lose. The measurer is
@@ -77,7 +78,7 @@ TASKS: Final[dict[str, str]] = {
 before the worker leaves the host; a function that imports something itself finds nothing."""
 
 _FUNCTIONS: Final = {children.COPY: "agentos_native.images.unpack.copying:copy"}
-_LINE_MAX: Final = 64 << 10
+_LINE_MAX: Final = 32 << 10
 _READ: Final = 64 << 10
 _JOB_MAX: Final = 64 << 20
 _FDS_MAX: Final = 8
@@ -97,7 +98,7 @@ class _Lines:
         """Read what is there; false at the end."""
         data = os.read(self.descriptor, _READ)
         *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _LINE_MAX:
+        if any(len(line) > _LINE_MAX for line in (*lines, self._rest)):
             raise AgentosError("import-failed", "the unpacker sent a message that is too long")
         for line in lines:
             try:
