@@ -29,7 +29,8 @@ _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 _TICK_NS: Final = 20_000_000
 """Twice the longest tick of any kernel (CONFIG_HZ=100)."""
 _KNOWN_MAX: Final = 1 << 16
-_HINTS: Final = 64 << 10
+_HINTS: Final = 4 << 10
+"""Few files at once: when the unpacker has ended, what is not read yet is read while the disk is written to."""
 _WRITE_OUT_FROM: Final = 256 << 10
 _SYNC_FILE_RANGE_WRITE: Final = 2
 _KEY: Final = struct.Struct("=qqq32s")
