@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -84,6 +85,28 @@ def test_patterns_made_to_be_slow_are_not() -> None:
     assert not Ignore(["**/a" * 20 + "b"]).takes("a/" * 100 + "a")
     assert not Ignore(["*a*a*b", "**a**a**b"]).takes("a" * 4000)
     assert time.monotonic() - begun < 20
+
+
+def test_many_patterns_made_to_be_slow_let_others_run() -> None:
+    """A regular expression holds the interpreter's lock: the supervisor would do nothing else for minutes."""
+    ignore = Ignore([f"*a*a*a{number}b" for number in range(2000)] + [f"**/a*{number}b" for number in range(2000)])
+    longest, stop = 0.0, threading.Event()
+
+    def watch() -> None:
+        nonlocal longest
+        before = time.monotonic()
+        while not stop.wait(0.01):
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    begun = time.monotonic()
+    assert not ignore.takes("a/" * 64 + "a" * 120)
+    taken = time.monotonic() - begun
+    stop.set()
+    watching.join()
+    assert longest < 2
+    assert taken < 30
 
 
 # -- the oracle: Docker's rules by plain recursion over characters

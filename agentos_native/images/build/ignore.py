@@ -14,9 +14,11 @@ from typing import Final, NamedTuple
 
 PATTERNS_MAX: Final = 10_000
 _LENGTH_MAX: Final = 1024
-_STARS_MAX: Final = 3
 _FAST_PATH_MAX: Final = 256
-"""A regular expression tries at most path ** stars ways; what could be more is matched by `_automaton`."""
+_CHOICES_MAX: Final = 2
+"""A regular expression tries at most path ** choices ways; what could be more is matched by `_automaton`."""
+_TOGETHER: Final = 100
+"""Patterns in one regular expression: while it is tried no other thread runs."""
 
 
 class PatternError(ValueError):
@@ -97,10 +99,33 @@ def _class_char(pattern: str, position: int) -> tuple[str, int]:
 _EXPRESSIONS: Final = {"any": "[^/]", "star": "[^/]*", "directories": "(?:.*/)?", "rest": ".*"}
 
 
-def _source(parts: Iterable[Token]) -> str:
-    return "".join(
-        re.escape(part.text) if part.kind == "char" else part.text or _EXPRESSIONS[part.kind] for part in parts
-    )
+def _source(parts: Sequence[Token]) -> str:
+    found = []
+    is_open = False
+    for part, is_choice in zip(parts, _choices(parts), strict=True):
+        if part.kind in _EMPTY and is_open:
+            found.append(")")
+            is_open = False
+        if part.kind == "star" and not is_choice:
+            found.append("(?>[^/]*?")
+            is_open = True
+        else:
+            found.append(re.escape(part.text) if part.kind == "char" else part.text or _EXPRESSIONS[part.kind])
+    return "".join(found)
+
+
+def _choices(parts: Sequence[Token]) -> list[bool]:
+    """Of each part, whether more than one length of what it matches has to be tried.
+
+    Not of a star that another follows: what is between the two has one length, and its first slash one place, so that
+    the first fit is as good as any; the second star takes the rest.
+    """
+    found = []
+    following = ""
+    for part in reversed(parts):
+        found.append(part.kind == "directories" or (part.kind == "star" and following not in ("star", "rest")))
+        following = part.kind if part.kind in _EMPTY else following
+    return found[::-1]
 
 
 def expression(parts: Sequence[Token]) -> re.Pattern[str]:
@@ -109,8 +134,8 @@ def expression(parts: Sequence[Token]) -> re.Pattern[str]:
     Raises:
         PatternError: so many wildcards that trying them all could take forever.
     """
-    if sum(part.kind in _EMPTY for part in parts) > _STARS_MAX:
-        raise PatternError(f"more than {_STARS_MAX} wildcards in one name")
+    if sum(_choices(parts)) > _CHOICES_MAX:
+        raise PatternError("too many wildcards in one name")
     return re.compile(_source(parts), re.DOTALL)
 
 
@@ -162,7 +187,7 @@ class _Run(NamedTuple):
     """Patterns that follow one another and all take out, or all bring back."""
 
     brings_back: bool
-    expression: re.Pattern[str]
+    fast: tuple[re.Pattern[str], ...]
     slow: tuple[tuple[Token, ...], ...]
     """Those that are never tried as a regular expression."""
     every: tuple[tuple[Token, ...], ...]
@@ -225,16 +250,16 @@ class Ignore:
 
 
 def _run(brings_back: bool, patterns: Sequence[tuple[Token, ...]]) -> _Run:
-    fast = [parts for parts in patterns if sum(part.kind in _EMPTY for part in parts) <= _STARS_MAX]
-    slow = [parts for parts in patterns if sum(part.kind in _EMPTY for part in parts) > _STARS_MAX]
-    expression = "|".join(f"(?:{_source(parts)})" for parts in fast) or "(?!)"
-    return _Run(brings_back, re.compile(expression, re.DOTALL), tuple(slow), tuple(patterns))
+    fast = [f"(?:{_source(parts)})" for parts in patterns if sum(_choices(parts)) <= _CHOICES_MAX]
+    slow = [parts for parts in patterns if sum(_choices(parts)) > _CHOICES_MAX]
+    together = ["|".join(fast[at : at + _TOGETHER]) for at in range(0, len(fast), _TOGETHER)]
+    return _Run(brings_back, tuple(re.compile(each, re.DOTALL) for each in together), tuple(slow), tuple(patterns))
 
 
 def _matches(run: _Run, path: str) -> bool:
     if len(path) > _FAST_PATH_MAX:
         return any(_automaton(parts, path) for parts in run.every)
-    return run.expression.fullmatch(path) is not None or any(_automaton(parts, path) for parts in run.slow)
+    return any(each.fullmatch(path) for each in run.fast) or any(_automaton(parts, path) for parts in run.slow)
 
 
 def _lineage(path: str) -> Iterator[str]:

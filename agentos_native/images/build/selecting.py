@@ -10,6 +10,7 @@ import difflib
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -21,6 +22,9 @@ from agentos_native.images.unpack.reading import Root, open_beneath
 
 CONTEXT: Final = "the context"
 ENTRIES_MAX: Final = 300_000
+_SECONDS_MAX: Final = 60
+"""Of the processor, for one COPY's selection: patterns and names can be made to take long, and nobody can end a thread.
+"""
 _PATH_MAX: Final = 4095
 _SPECIAL: Final = {stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFIFO: "a FIFO"}
 
@@ -85,6 +89,7 @@ class _Selecting:
         self._found: list[Selected] = []
         self._seen: set[bytes] = set()
         self._notes: list[str] = []
+        self._end = time.thread_time() + _SECONDS_MAX
 
     def run(self) -> Selection:
         for source in self._copy.sources:
@@ -278,6 +283,9 @@ class _Selecting:
             os.close(descriptor)
 
     def _is_out(self, path: bytes, relative: bytes, *, parents_stay: bool) -> bool:
+        if time.thread_time() > self._end:
+            hint = "fewer patterns in .dockerignore and --exclude, or fewer files"
+            raise AgentosError("context-too-large", f"selecting took {_SECONDS_MAX} s", show(path), hint)
         text = os.fsdecode(path)
         if self._ignore and self._ignore.takes(text, parents_stay=parents_stay):
             return True
