@@ -108,10 +108,14 @@ def _pascal(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"".join(map(str.capitalize, name.split("_"))): value for name, value in fields.items()}
 
 
+_UNDATED: Final = "1970-01-01T00:00:00Z"
+"""Of a step that does not say when: `created` is optional in the format, but umoci 0.4.7 ends without it."""
+
+
 def _step(step: History) -> dict[str, Any]:
     return _filled(
         {
-            "created": step.created,
+            "created": step.created or _UNDATED,
             "created_by": step.created_by,
             "author": step.author,
             "comment": step.comment,
