@@ -86,9 +86,10 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in _FLAT:
-            from agentos_native.spec.tree import clip, nearest
+            from agentos_native.cli.habits import command_hint
+            from agentos_native.spec.tree import clip
 
-            raise AgentosError("usage", f"no command {clip(args[0])}", hint=nearest(args[0], _FLAT))
+            raise AgentosError("usage", f"no command {clip(args[0])}", hint=command_hint(args[0], _FLAT))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -129,8 +130,14 @@ def run(argv: list[str] | None = None) -> int:
 
             traceback.print_exc()
         reported = _error_of(error)
-        print(reported, file=sys.stderr)
+        print(_printable(str(reported)), file=sys.stderr)
         return reported.exit_status
+
+
+def _printable(text: str) -> str:
+    """`text` without control characters: an error may quote what others wrote, which must not reach the terminal."""
+    lines = text.split("\n")
+    return "\n".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines)
 
 
 def _error_of(error: Exception) -> AgentosError:
@@ -147,4 +154,11 @@ def _error_of(error: Exception) -> AgentosError:
 def _usage(error: click.UsageError) -> AgentosError:
     path = error.ctx.command_path if error.ctx else "agentos-native"
     what = error.format_message().rstrip(".")
-    return AgentosError("usage", what[:1].lower() + what[1:], hint=f"see {path} --help")
+    hint = f"see {path} --help"
+    if isinstance(error, click.NoSuchOption):
+        from agentos_native.cli.habits import option_hint
+
+        hint = option_hint(path.rpartition(" ")[2], error.option_name) or hint
+    elif isinstance(error, click.MissingParameter) and error.ctx:
+        hint = " ".join([path, *error.ctx.command.collect_usage_pieces(error.ctx)]) + f"\n{hint}"
+    return AgentosError("usage", what[:1].lower() + what[1:], hint=hint)

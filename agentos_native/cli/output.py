@@ -10,6 +10,8 @@ from typing import Any, Final
 import msgspec
 
 _TIMES: Final = ("created", "created_at", "started_at", "ended_at", "since")
+_LINE: Final = 100
+"""Characters of a list that is still printed as one line."""
 STATE_COLOURS: Final = {
     "running": "green",
     "failed": "red",
@@ -95,6 +97,11 @@ def size(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def count(number: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def age(since: float | None, now: float | None = None) -> str:
     """Time since an epoch time: 5s, 12m, 3h, 2d."""
     if since is None:
@@ -122,7 +129,11 @@ def sections(value: Any, indent: int = 0) -> None:
             print(f"{pad}{shown}:")
             sections(item, indent + 1)
         elif isinstance(item, list) and all(isinstance(part, str | int | float) for part in item):
-            print(f"{pad}{shown}: " + ", ".join(str(part) for part in item))
+            words = [str(part) for part in item]
+            if sum(map(len, words)) <= _LINE:
+                print(f"{pad}{shown}: " + ", ".join(words))
+            else:
+                print("\n".join([f"{pad}{shown}:", *(f"{pad}  - {word}" for word in words)]))
         elif isinstance(item, list):
             print(f"{pad}{shown}:")
             for part in item:

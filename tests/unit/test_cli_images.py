@@ -59,6 +59,67 @@ def test_ls_tells_own_from_shared_and_what_is_damaged(
     assert json.loads(capsys.readouterr().out)[0]["shared_size"] == 2048
 
 
+def test_ls_quiet_has_each_digest_once(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["GET", "/v1/images"] = (200, {"images": [image(), image(name="b")]})
+    assert run("ls", "-q") == 0
+    assert capsys.readouterr().out == f"{DIGEST}\n"
+
+
+def test_inspect_takes_several(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["GET", "/v1/images/a"] = (200, image(notes=["it is long: " + "x" * 100, "and another"]))
+    server.answers["GET", "/v1/images/b"] = (200, image(name="b"))
+    assert run("inspect", "a", "b", "-o", "json") == 0
+    assert [found["name"] for found in json.loads(capsys.readouterr().out)] == ["a", "b"]
+    assert run("inspect", "a", "-o", "json") == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "a"
+    assert run("inspect", "a") == 0
+    assert "notes:\n  - it is long: " in capsys.readouterr().out
+
+
+def test_rm_force_overlooks_only_what_is_not_there(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["DELETE", "/v1/images/gone"] = (404, {"error": {"code": "image-not-found", "what": "no image"}})
+    server.answers["DELETE", "/v1/images/used"] = (409, {"error": {"code": "image-in-use", "what": "used"}})
+    assert run("rm", "gone") == 125
+    assert run("rm", "-f", "gone") == 0
+    capsys.readouterr()
+    assert run("rm", "-f", "gone", "used") == 125
+    assert "error[image-in-use]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["images"], "hint: image ls"),
+        (["rmi", "x"], "hint: image rm"),
+        (["image", "prune"], "hint: image gc"),
+        (["image", "push", "x"], "skopeo copy"),
+        (["image", "inspct"], "did you mean 'inspect'?"),
+        (["image", "build", "--pull", "."], "image pull"),
+        (["image", "build", "-t", "x"], "hint: agentos-native image build [OPTIONS] CONTEXT"),
+        (["image", "build", "https://example.org/x.git"], "fetch it yourself"),
+        (["image", "build", "-"], "image build -f - DIR"),
+        (["image", "export", "x", "/nonexistent/x.tar.gz"], "name it .tar"),
+        (["image", "import", "/nonexistent", "x"], "is not allowed"),
+        (["run", "-p", "80:80", "x"], "ports are not published"),
+    ],
+)
+def test_habits_of_other_programs_get_a_hint(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.run(argv) == 125
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error[")
+    assert said in err
+
+
+def test_import_in_dockers_order_gets_a_hint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: StubSupervisor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "root.tar").write_bytes(b"")
+    assert run("import", "root.tar", "name") == 125
+    assert "the name comes first: image import name root.tar" in capsys.readouterr().err
+
+
 def test_history_is_newest_first_and_in_one_line_each(
     server: StubSupervisor, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +159,7 @@ def test_verify_is_status_1_when_something_is_wrong(server: StubSupervisor, caps
     where = "POST", "/v1/images/verify"
     server.answers[where] = (200, lines(finding(layer=""), finding(), {"kind": "done"}))
     assert run("verify") == 0
-    assert capsys.readouterr().out == "1 layers of 1 images are as they were made\n"
+    assert capsys.readouterr().out == "1 layer of 1 image: unchanged\n"
     server.answers[where] = (200, lines(finding(layer=""), finding("the layer was changed"), {"kind": "done"}))
     assert run("verify", "a") == 1
     out, err = capsys.readouterr()
@@ -126,7 +187,7 @@ def test_a_terminal_gets_a_bar_while_images_are_read(server: StubSupervisor) -> 
     status, shown = on_terminal("image", "verify")
     assert status == 0
     assert "verifying a" in shown
-    assert shown.rstrip().endswith("are as they were made"), "the bar is gone before the result is printed"
+    assert shown.rstrip().endswith(": unchanged"), "the bar is gone before the result is printed"
 
 
 def test_gc(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,7 +199,7 @@ def test_gc(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
     assert out.splitlines() == [
         "image  abababababab",
         "layer  cdcdcdcdcdcd",
-        "would free 4Ki: 1 images, 1 layers, 2 steps of the build cache",
+        "would free 4Ki: 1 image, 1 layer, 2 steps of the build cache",
     ]
     assert err == "note: something stays\n"
     assert run("gc", "-o", "json") == 0

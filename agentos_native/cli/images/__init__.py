@@ -7,6 +7,8 @@ from typing import Final
 
 import click
 
+from agentos_native.errors import AgentosError
+
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "build": ("build:build", "Make an image as a Dockerfile says."),
     "pull": ("pull:pull", "Fetch an image from a registry."),
@@ -34,6 +36,17 @@ class _Commands(click.Group):
         command = getattr(import_module(f"{__name__}.{module}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            from agentos_native.cli.habits import command_hint
+            from agentos_native.spec.tree import clip
+
+            hint = command_hint(args[0], COMMANDS, image=True)
+            raise AgentosError("usage", f"no command {clip(args[0])}", hint=hint)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

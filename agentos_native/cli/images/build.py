@@ -56,8 +56,11 @@ def build(
     from agentos_native.cli.images.progress import display
 
     if context == "-":
-        hint = "unpack the tar first: tar -xf - -C DIR, then image build DIR"
+        hint = "a Dockerfile alone: image build -f - DIR\na tar: tar -xf - -C DIR, then image build DIR"
         raise AgentosError("unsupported", "a context on standard input is not understood", "CONTEXT", hint)
+    if "://" in context or context.startswith("git@"):
+        hint = "fetch it yourself, then image build DIR"
+        raise AgentosError("unsupported", "a context is not fetched", context, hint)
     with _file(file) as path, supervised(ctx) as client:
         request = _request(context, path, debug_shell, given)
         shown = "none" if quiet or output == "json" else progress
@@ -127,8 +130,9 @@ def _report(image: ImageBody, quiet: bool, output: str) -> None:
         print_json(image)
     else:
         print(image.digest)
-        if not quiet and image.names:
-            print(f"named {', '.join(image.names)}", file=sys.stderr)
+        if not quiet:
+            named = f"named {', '.join(image.names)}" if image.names else "without a name (-t NAME): image gc frees it"
+            print(named, file=sys.stderr)
 
 
 def _failed(ctx: click.Context, last: ImageEvent, request: BuildRequest, output: str, *, interactive: bool) -> int:

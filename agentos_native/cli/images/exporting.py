@@ -19,6 +19,7 @@ from agentos_native.errors import AgentosError
 
 _MEMBERS: Final = re.compile(r"oci-layout|index\.json|blobs/sha256/[0-9a-f]{64}")
 _DIRECTORIES: Final = ("blobs", "blobs/sha256")
+_COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.xz", ".tar.zst", ".tar.bz2")
 _PIECE: Final = 1 << 18
 
 
@@ -26,7 +27,7 @@ _PIECE: Final = 1 << 18
 @click.argument("name", type=IMAGE)
 @click.argument("dest", type=click.Path())
 @click.option("--format", "form", type=click.Choice(["oci", "docker"]), default="oci", help="oci (default) or docker.")
-@click.option("--tag", metavar="REF", help="What it is called there; with docker, a whole name.")
+@click.option("--tag", metavar="REF", help="What it is called there (latest); with docker, a whole name.")
 @click.option("--compress", type=click.Choice(["gzip", "zstd", "none"]), default="gzip", help="Of the layers (gzip).")
 @click.option("--force", is_flag=True, help="Replace DEST.")
 @click.pass_context
@@ -39,6 +40,9 @@ def export(ctx: click.Context, name: str, dest: str, form: str, tag: str | None,
 
     if dest == "-" and sys.stdout.isatty():
         raise AgentosError("cannot-write", "standard output is a terminal", "-", "redirect it to a file or a pipe")
+    if dest.endswith(_COMPRESSED) and not os.path.isdir(dest):
+        hint = "the layers in it are compressed already (--compress): name it .tar, or use - and a pipe"
+        raise AgentosError("unsupported", "an archive is not compressed once more", dest, hint)
     as_file = dest.endswith(".tar") or form == "docker"
     if dest != "-":
         _check(dest, as_file, force)

@@ -44,7 +44,7 @@ def import_(ctx: click.Context, /, *, name: str, source: str, output: str, **giv
 
     check_image(name)
     settings = _settings(given)
-    with supervised(ctx) as client, _opened(source) as what, _progress(name) as watch:
+    with supervised(ctx) as client, _opened(source, name) as what, _progress(name) as watch:
         made = client.import_image(name, what, settings, watch=watch)
     if output == "json":
         print_json(made)
@@ -93,7 +93,7 @@ def _absolute(path: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def _opened(source: str) -> Iterator[str | IO[bytes]]:
+def _opened(source: str, name: str) -> Iterator[str | IO[bytes]]:
     """What the client takes: a path where the supervisor can read it as well, a stream of everything else."""
     if source == "-":
         if sys.stdin.isatty():
@@ -104,7 +104,8 @@ def _opened(source: str) -> Iterator[str | IO[bytes]]:
         mode = os.stat(source).st_mode
         file = None if stat.S_ISDIR(mode) or stat.S_ISREG(mode) else open(source, "rb")  # noqa: SIM115 - closed below
     except OSError as error:
-        raise AgentosError("cannot-read", error.strerror or str(error), source)
+        hint = f"the name comes first: image import {source} {name}" if os.path.exists(name) else ""
+        raise AgentosError("cannot-read", error.strerror or str(error), source, hint)
     with contextlib.nullcontext() if file is None else file:
         yield source if file is None else file
 

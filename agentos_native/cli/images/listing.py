@@ -8,14 +8,16 @@ import click
 
 from agentos_native.cli.context import IMAGE, each, output_option, returns_status
 from agentos_native.cli.output import age, print_json, sections, size, table, to_plain
+from agentos_native.errors import AgentosError
 
 _STEP: Final = 60
 
 
 @click.command("ls")
+@click.option("-q", "--quiet", is_flag=True, help="Only digests, each once.")
 @output_option
 @click.pass_context
-def ls(ctx: click.Context, output: str) -> None:
+def ls(ctx: click.Context, quiet: bool, output: str) -> None:
     """List images. OWN is what only this image has, SHARED is in layers that others have, too.
 
     \b
@@ -26,6 +28,10 @@ def ls(ctx: click.Context, output: str) -> None:
 
     with supervised(ctx) as client:
         images = client.images()
+    if quiet:
+        for digest in dict.fromkeys(row.digest for row in images):
+            print(digest)
+        return
     if output == "json":
         print_json(images)
         return
@@ -46,11 +52,11 @@ def ls(ctx: click.Context, output: str) -> None:
 
 
 @click.command("inspect")
-@click.argument("name", type=IMAGE)
+@click.argument("names", nargs=-1, required=True, type=IMAGE, metavar="NAME...")
 @output_option
 @click.pass_context
-def inspect(ctx: click.Context, name: str, output: str) -> None:
-    """Everything about one image: what it runs, its layers and who shares them, its history, notes of its import.
+def inspect(ctx: click.Context, names: tuple[str, ...], output: str) -> None:
+    """Everything about images: what they run, their layers and who shares them, history, notes of the import.
 
     \b
     Example:
@@ -59,8 +65,14 @@ def inspect(ctx: click.Context, name: str, output: str) -> None:
     from agentos_native.cli.embedded import supervised
 
     with supervised(ctx) as client:
-        found = client.image(name)
-    print_json(found) if output == "json" else sections(to_plain(found))
+        found = [client.image(name) for name in names]
+    if output == "json":
+        print_json(found[0] if len(found) == 1 else found)
+        return
+    for number, one in enumerate(found):
+        if number:
+            print()
+        sections(to_plain(one))
 
 
 @click.command("history")
@@ -116,10 +128,11 @@ def tag(ctx: click.Context, source: str, name: str, output: str) -> None:
 
 @click.command("rm")
 @click.argument("names", nargs=-1, required=True, type=IMAGE, metavar="NAME...")
+@click.option("-f", "--force", is_flag=True, help="A name that is not there is no failure.")
 @output_option
 @click.pass_context
 @returns_status
-def rm(ctx: click.Context, names: tuple[str, ...], output: str) -> int:
+def rm(ctx: click.Context, names: tuple[str, ...], force: bool, output: str) -> int:
     """Remove names, and with its last name an image, unless an agent uses it; a digest removes all its names.
 
     \b
@@ -129,7 +142,15 @@ def rm(ctx: click.Context, names: tuple[str, ...], output: str) -> int:
     from agentos_native.cli.embedded import supervised
 
     with supervised(ctx) as client:
-        return each(names, client.remove_image, output)
+
+        def remove(name: str) -> None:
+            try:
+                client.remove_image(name)
+            except AgentosError as error:
+                if not (force and error.code == "image-not-found"):
+                    raise
+
+        return each(names, remove, output)
 
 
 def _short(digest: str) -> str:

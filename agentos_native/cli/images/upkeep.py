@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agentos_native.cli.context import IMAGE, output_option, returns_status
-from agentos_native.cli.output import print_json, size, table
+from agentos_native.cli.output import count, print_json, size, table
 from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
     from agentos_native.wire.images import Finding, VerifyEvent
 
+_NAMES: Final = 24
 _FOUND: Final = 1
 """Exit status of a verification that found something."""
 
@@ -77,7 +78,7 @@ def verify(ctx: click.Context, name: str | None, output: str) -> int:
         print("hint: remove these images, run image gc, and import or build them again", file=sys.stderr)
     else:
         layers = sum(bool(finding.layer) for finding in findings)
-        print(f"{layers} layers of {len(findings) - layers} images are as they were made")
+        print(f"{count(layers, 'layer')} of {count(len(findings) - layers, 'image')}: unchanged")
     return _FOUND if wrong else 0
 
 
@@ -90,15 +91,20 @@ def _bar() -> Iterator[Callable[[VerifyEvent], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("verifying {task.fields[what]}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("verifying {task.fields[what]}"), BarColumn(20), DownloadColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None, what="")
 
         def show(event: VerifyEvent) -> None:
             what = event.finding.image if event.finding else ""
-            progress.update(task, completed=event.done, total=event.total or None, what=what[:40])
+            progress.update(task, completed=event.done, total=event.total or None, what=_clipped(what))
 
         yield show
+
+
+def _clipped(names: str) -> str:
+    """So that a line of 80 characters has room for the bar, too."""
+    return names if len(names) <= _NAMES else names[: _NAMES - 1] + "…"
 
 
 def _older_than(_: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -139,7 +145,8 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None, output: str)
         print(f"image  {digest.removeprefix('sha256:')[:12]}")
     for digest in freed.layers:
         print(f"layer  {digest.removeprefix('sha256:')[:12]}")
-    counts = f"{len(freed.images)} images, {len(freed.layers)} layers, {freed.steps} steps of the build cache"
+    counts = f"{count(len(freed.images), 'image')}, {count(len(freed.layers), 'layer')}"
+    counts += f", {count(freed.steps, 'step')} of the build cache"
     print(f"{'would free' if dry_run else 'freed'} {size(freed.bytes)}: {counts}")
 
 

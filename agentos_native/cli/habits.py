@@ -1,0 +1,75 @@
+"""What people type who come from docker and podman, and what does it here: hints for words that are not known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+_PUSH: Final = "nothing is sent to registries; export it, and skopeo copy oci:DIR docker://HOST/NAME does it"
+_NO_SECRETS: Final = "a build is given nothing secret"
+_JSON: Final = "-o json, and a program such as jq"
+_ALL: Final = "all are shown, also those without a name"
+_GC_ASKS: Final = "it does not ask; --dry-run says what would go"
+_GC_ALL: Final = "it frees what has no name; image rm takes names"
+
+_IMAGE_COMMANDS: Final = {
+    "list": "image ls",
+    "images": "image ls",
+    "remove": "image rm",
+    "delete": "image rm",
+    "rmi": "image rm",
+    "prune": "image gc",
+    "load": "image import NAME FILE.tar",
+    "save": "image export NAME FILE.tar --format docker",
+    "push": _PUSH,
+    "search": "registries are not searched; image pull HOST/NAME fetches",
+    "commit": "images are made by image build and image import",
+}
+_COMMANDS: Final = {
+    **_IMAGE_COMMANDS,
+    **{
+        word: f"image {word}"
+        for word in ("build", "pull", "import", "export", "history", "tag", "diff", "verify", "gc")
+    },
+    "create": "run -d",
+    "login": "image pull has --creds and --authfile",
+    "cp": "run --volume, or exec -i NAME tar -x",
+    "stats": "top",
+    "unpause": "resume",
+    "info": "check",
+}
+_OPTIONS: Final = {
+    ("build", "--pull"): "FROM takes images of the store; image pull gets them there",
+    ("build", "--platform"): "a build is for this machine",
+    ("build", "--secret"): _NO_SECRETS,
+    ("build", "--ssh"): _NO_SECRETS,
+    ("build", "--push"): _PUSH,
+    ("build", "--squash"): "layers stay as the steps made them",
+    ("build", "--iidfile"): "-q prints the digest alone",
+    ("ls", "-a"): _ALL,
+    ("ls", "--all"): _ALL,
+    ("ls", "--format"): _JSON,
+    ("ls", "--filter"): _JSON,
+    ("inspect", "-f"): _JSON,
+    ("inspect", "--format"): _JSON,
+    ("history", "--no-trunc"): "-o json has each step whole",
+    ("export", "-o"): "where it goes is the second word: image export NAME FILE.tar",
+    ("gc", "-f"): _GC_ASKS,
+    ("gc", "--force"): _GC_ASKS,
+    ("gc", "-a"): _GC_ALL,
+    ("gc", "--all"): _GC_ALL,
+    ("run", "-p"): "ports are not published: an agent's are reached at its address (inspect)",
+    ("run", "--publish"): "ports are not published: an agent's are reached at its address (inspect)",
+}
+
+
+def command_hint(word: str, known: Iterable[str], *, image: bool = False) -> str:
+    """For a command that is not `known`, at the top or (`image`) below ``image``."""
+    from agentos_native.spec.tree import nearest
+
+    return (_IMAGE_COMMANDS if image else _COMMANDS).get(word) or nearest(word, known)
+
+
+def option_hint(command: str, option: str) -> str:
+    """For an option that `command` does not have; "" when nothing can be said about it."""
+    return _OPTIONS.get((command, option), "")
