@@ -70,12 +70,15 @@ def die_with_parent() -> None:
 def make_userns(base: int) -> int:
     """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive."""
     ready_r, ready_w = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
             ns.unshare(ns.CLONE_NEWUSER)
-            os.write(ready_w, b".")
-            signal.pause()
+            die_with_parent()  # or it would hold the parent's sockets and pipes open for ever
+            if os.getppid() == parent:
+                os.write(ready_w, b".")
+                signal.pause()
         finally:
             os._exit(1)
     try:

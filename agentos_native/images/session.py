@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from select import POLLIN, poll
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -38,6 +39,7 @@ from agentos_native.images.unpack.messages import (
     Unpacked,
     Written,
 )
+from agentos_native.kernel.process import pidfd_open
 
 __all__ = ["CopyItem", "Expect", "ProgressCallback", "Session", "Unpacked"]
 
@@ -64,13 +66,19 @@ class Session:
         self._lock = threading.Lock()
         self._complaints = os.memfd_create("worker-stderr", os.MFD_CLOEXEC)
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._userns = -1
+        self._userns = self._pidfd = -1
         try:
             self._process = self._start(theirs)
-            self._socket.send(msgspec.json.encode(Setup(confine.compile_filter())))
+        except BaseException:
+            self._socket.close()
+            os.close(self._complaints)
+            raise
         finally:
             theirs.close()
         try:
+            self._pidfd = pidfd_open(self._process.pid)
+            with contextlib.suppress(OSError):  # it is dead already: the next line finds out
+                self._socket.send(msgspec.json.encode(Setup(confine.compile_filter())))
             message, self._userns = self._receive()
             if isinstance(message, Failed):
                 raise _error(message)
@@ -95,18 +103,23 @@ class Session:
 
     def close(self) -> None:
         """End the worker and wait until nothing of it runs. Idempotent; a job of another thread fails at once."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # closing alone does not wake who waits in recvmsg(2)
-        self._socket.close()
+        self._hang_up()
         try:
             self._process.wait(_GOODBYE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for name in ("_userns", "_complaints"):
-            if getattr(self, name) >= 0:
-                os.close(getattr(self, name))
-                setattr(self, name, -1)
+        with self._lock:  # a job that is about to use an fd must not find another file there
+            self._socket.close()
+            for name in ("_userns", "_complaints", "_pidfd"):
+                if getattr(self, name) >= 0:
+                    os.close(getattr(self, name))
+                    setattr(self, name, -1)
+
+    def _hang_up(self) -> None:
+        """The worker ends, and whoever waits for its words; closing alone does not wake who waits."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     # -- jobs
 
@@ -285,7 +298,7 @@ class Session:
             finally:
                 os.close(body)
                 if not done:  # interrupted: what the worker says next would be taken for the next job's answer
-                    self._socket.close()
+                    self._hang_up()
 
     def _send(self, descriptors: list[int]) -> bool:
         rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))
@@ -296,8 +309,16 @@ class Session:
         return True
 
     def _receive(self) -> tuple[Message | None, int]:
-        """The next message and the fd that came with it (-1: none); None when the worker is gone."""
+        """The next message and the fd that came with it (-1: none); None when the worker is gone.
+
+        The end of the socket alone does not say so: a child that outlives the worker's first process may hold it.
+        """
+        waiting = poll()
         try:
+            for descriptor in (self._socket.fileno(), self._pidfd):
+                waiting.register(descriptor, POLLIN)
+            if self._socket.fileno() not in [descriptor for descriptor, _ in waiting.poll()]:
+                return None, -1
             data, descriptors, _, _ = socket.recv_fds(self._socket, _PACKET_MAX, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError:
             return None, -1
@@ -316,7 +337,9 @@ class Session:
         return os.pread(answer, size, 0)
 
     def _died(self) -> AgentosError:
-        last_words = os.pread(self._complaints, 65536, 0).decode("utf-8", "replace").strip()
+        with self._lock:
+            said = os.pread(self._complaints, 65536, 0) if self._complaints >= 0 else b""
+        last_words = said.decode("utf-8", "replace").strip()
         return AgentosError(
             "import-failed",
             "the import's worker ended without a result",

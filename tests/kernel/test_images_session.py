@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
+import socket
+import subprocess
 import tarfile
 import threading
 import time
@@ -111,3 +114,44 @@ def test_what_is_measured_changes_with_one_bit(tmp_path: Path) -> None:
         (tmp_path / "t/f").write_bytes(b"\1")
         assert session.measure(tree) != before
         os.close(tree)
+
+
+def test_a_worker_that_is_killed_while_it_starts_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment: also when a child that it has just made holds its end of the socket."""
+    stop = threading.Event()
+    start = Session._start
+    pauses = iter(range(10**9))
+
+    def start_and_kill(session: Session, theirs: socket.socket) -> subprocess.Popen[bytes]:
+        process = start(session, theirs)
+
+        def kill() -> None:
+            while not stop.is_set() and process.poll() is None and not _children(process.pid):
+                pass  # its first child is the one that makes the user namespace
+            time.sleep(next(pauses) % 5 * 0.0003)
+            process.kill()
+
+        threading.Thread(target=kill).start()
+        return process
+
+    monkeypatch.setattr(Session, "_start", start_and_kill)
+    done = []
+
+    def begin() -> None:
+        for _ in range(6):
+            with contextlib.suppress(AgentosError):
+                Session().close()  # it may have been quicker
+            done.append(True)
+
+    beginner = threading.Thread(target=begin, daemon=True)
+    beginner.start()
+    beginner.join(60)
+    stop.set()
+    assert len(done) == 6
+
+
+def _children(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return ""
