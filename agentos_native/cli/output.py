@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -40,12 +40,15 @@ def print_line(value: Any) -> None:
     print(msgspec.json.encode(value).decode(), flush=True)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Print rows; `right` are the headers of columns that hold figures."""
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), fold: Sequence[str] = ()
+) -> None:
+    """Print rows; `right` are the headers of columns that hold figures, `fold` of those that take several lines on a
+    terminal that is too narrow."""
     if sys.stdout.isatty():
         from rich.console import Console
 
-        Console().print(rich_table(headers, rows, right=right))
+        Console().print(rich_table(headers, rows, right=right, fold=fold))
         return
     widths = [
         max(len(header), *(len(row[i]) for row in rows)) if rows else len(header) for i, header in enumerate(headers)
@@ -58,14 +61,18 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Seque
         print("  ".join(cells).rstrip())
 
 
-def rich_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> Any:
+def rich_table(
+    headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = (), fold: Sequence[str] = ()
+) -> Any:
     """The same as a renderable for a terminal."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(box=None, header_style="bold", pad_edge=False)
     for header in headers:
-        made.add_column(header, justify="right" if header in right else "left", no_wrap=True)
+        folds = header in fold
+        overflow: Literal["fold", "ellipsis"] = "fold" if folds else "ellipsis"
+        made.add_column(header, justify="right" if header in right else "left", no_wrap=not folds, overflow=overflow)
     for row in rows:
         made.add_row(*(Text(cell, style=STATE_COLOURS.get(cell, "")) for cell in row))
     return made

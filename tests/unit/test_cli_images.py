@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,19 @@ def test_ls_tells_own_from_shared_and_what_is_damaged(
     assert (second.split()[0], second.split()[-1]) == ("-", "damaged")
     assert run("ls", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out)[0]["shared_size"] == 2048
+
+
+def test_a_long_name_leaves_the_other_columns_their_room() -> None:
+    from rich.console import Console
+
+    from agentos_native.cli.output import rich_table
+
+    console = Console(width=40, file=io.StringIO())
+    console.print(rich_table(("NAME", "DIGEST"), [("x" * 60, "abababababab")], fold=("NAME",)))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "abababababab" in shown
+    assert shown.count("x") == 60
 
 
 def test_ls_quiet_has_each_digest_once(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,12 +139,12 @@ def test_history_is_newest_first_and_in_one_line_each(
 ) -> None:
     steps = [
         {"created_by": "COPY . /\n  and more", "created": "2026-11-22T15:14:43Z", "layer": LAYER, "size": 7},
-        {"created_by": "CMD " + "x" * 90},
+        {"created_by": "CMD " + "x" * 90, "created": "1970-01-01T00:00:00Z"},
     ]
     server.answers["GET", "/v1/images/a"] = (200, image(history=steps))
     assert run("history", "a") == 0
     _, newest, oldest = capsys.readouterr().out.splitlines()
-    assert newest.startswith("-") and newest.endswith("x…")
+    assert newest.split()[:2] == ["-", "-"] and newest.endswith("x…")
     assert oldest.split() == ["cdcdcdcdcdcd", "2026-11-22T15:14:43", "7", "COPY", ".", "/", "and", "more"]
     assert run("history", "a", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out)[0]["layer"] == LAYER

@@ -11,6 +11,8 @@ from agentos_native.cli.output import age, print_json, sections, size, table, to
 from agentos_native.errors import AgentosError
 
 _STEP: Final = 60
+_UNDATED: Final = "1970-01-01T00:00:00"
+"""What exports and reproducible builds say of steps whose time nobody knows."""
 
 
 @click.command("ls")
@@ -48,7 +50,7 @@ def ls(ctx: click.Context, quiet: bool, output: str) -> None:
         )
         for row in images
     ]
-    table(headers, rows, right=headers[2:])
+    table(headers, rows, right=headers[2:], fold=("NAME",))
 
 
 @click.command("inspect")
@@ -97,10 +99,9 @@ def history(ctx: click.Context, name: str, output: str) -> None:
     for step in reversed(steps):
         words = " ".join((step.created_by or step.comment or "-").split())
         words = words if len(words) <= _STEP else words[: _STEP - 1] + "…"
-        rows.append(
-            (_short(step.layer) or "-", step.created[:19] or "-", size(step.size) if step.layer else "-", words)
-        )
-    table(("LAYER", "CREATED", "SIZE", "CREATED BY"), rows, right=("SIZE",))
+        created = "-" if step.created.startswith(_UNDATED) else step.created[:19] or "-"
+        rows.append((_short(step.layer) or "-", created, size(step.size) if step.layer else "-", words))
+    table(("LAYER", "CREATED", "SIZE", "CREATED BY"), rows, right=("SIZE",), fold=("CREATED BY",))
 
 
 @click.command("tag")

@@ -74,7 +74,7 @@ def verify(ctx: click.Context, name: str | None, output: str) -> int:
         print_json(findings)
     elif wrong:
         rows = [(found.image or "-", found.layer.removeprefix("sha256:")[:12] or "-", found.problem) for found in wrong]
-        table(("IMAGE", "LAYER", "PROBLEM"), rows)
+        table(("IMAGE", "LAYER", "PROBLEM"), rows, fold=("IMAGE", "PROBLEM"))
         print("hint: remove these images, run image gc, and import or build them again", file=sys.stderr)
     else:
         layers = sum(bool(finding.layer) for finding in findings)
