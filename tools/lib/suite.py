@@ -61,8 +61,8 @@ def stages() -> list[Stage]:
     boot += ["--env", f"AGENTOS_TESTS_REQUIRED={REQUIRED}"]
     return [
         Stage("lint", 300, lint),
-        Stage("unit", 900, [PYTEST], "tests/unit"),
-        Stage("kernel", 1200, [[*ISOLATED, *PYTEST]], "tests/kernel"),
+        Stage("unit", 1800, [PYTEST], "tests/unit"),
+        Stage("kernel", 2400, [[*ISOLATED, *PYTEST]], "tests/kernel"),
         Stage("escape", 1200, [[*ISOLATED, *PYTEST]], "tests/escape"),
         Stage("vm", VM_SECONDS + 300, [[*boot, "--", *IN_VM]], "tests/vm"),
     ]
