@@ -100,7 +100,8 @@ def size(value: float | None) -> str:
         return "-"
     for power, letter in ((4, "Ti"), (3, "Gi"), (2, "Mi"), (1, "Ki")):
         if value >= 1024**power:
-            return f"{value / 1024**power:.3g}{letter}"
+            shown = value / 1024**power
+            return f"{shown:.0f}{letter}" if shown >= 100 else f"{shown:.3g}{letter}"
     return f"{value:.0f}"
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from agentos_native.cli import entry
+from agentos_native.cli.output import size
 from tests.unit.apiserver import StubSupervisor, serving
 from tests.unit.test_cli import on_terminal
 
@@ -71,6 +72,13 @@ def test_a_long_name_leaves_the_other_columns_their_room() -> None:
     shown = console.file.getvalue()
     assert "abababababab" in shown
     assert shown.count("x") == 60
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0"), (1536, "1.5Ki"), (1023 * 1024, "1023Ki"), (70.2 * (1 << 20), "70.2Mi")]
+)
+def test_sizes_are_written_without_an_exponent(value: float, shown: str) -> None:
+    assert size(value) == shown
 
 
 def test_ls_quiet_has_each_digest_once(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
