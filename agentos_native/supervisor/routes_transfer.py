@@ -23,8 +23,9 @@ from agentos_native.images.oci.exporting import ExportOptions
 from agentos_native.images.oci.importing import ImportOptions
 from agentos_native.images.store import ImageStore
 from agentos_native.supervisor.host import Host
-from agentos_native.supervisor.routes import Endpoint, Lines, as_error, flag, path_word
+from agentos_native.supervisor.routes import Endpoint, Lines, as_error, disconnected, flag, path_word, unless_gone
 from agentos_native.supervisor.streams import readable, write_all
+from agentos_native.supervisor.threads import in_own_thread
 from agentos_native.supervisor.views import image_view
 from agentos_native.wire import images as wire
 
@@ -76,10 +77,11 @@ class TransferRoutes:
         tag = request.query_params.get("tag")
         options = msgspec.convert(given | ({} if tag is None else {"ref": tag}), ExportOptions)
         stream = _Export(self._store, ref, options)
-        first = await stream.next()  # what is wrong with the request or the image shows before the first byte
+        # what is wrong with the request or the image shows before the first byte
+        first = await unless_gone(request, stream.next())
         if not first:
             await stream.finish()
-        return _Tar(stream, first)
+        return _Tar(stream, first or b"")
 
 
 def _import_options(text: str | None) -> ImportOptions:
@@ -128,7 +130,7 @@ class _Import:
             image = self._store.import_(self._name, source, options=self._options, watch=self.watch)
             return image_view(image, self._store.sharing())
 
-        image = await asyncio.to_thread(work)
+        image = await in_own_thread(work)
         self._host.events.add("image-imported", image=self._name, digest=image.digest)
         return image
 
@@ -209,7 +211,7 @@ class _Export:
             finally:
                 os.close(writing)
 
-        self._task = asyncio.create_task(asyncio.to_thread(work))
+        self._task = in_own_thread(work)
 
     async def next(self) -> bytes:
         """The next bytes; b"" at the end."""
@@ -236,7 +238,19 @@ class _Tar(Response):
         self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """See ASGI. Without the watcher, everything would be packed for a client that has gone."""
+        sender = asyncio.create_task(self._send(send))
+        watcher = asyncio.create_task(disconnected(receive))
+        try:
+            await asyncio.wait([sender, watcher], return_when=asyncio.FIRST_COMPLETED)
+            if sender.done():
+                sender.result()
+        finally:
+            for task in (sender, watcher):
+                task.cancel()
+            await asyncio.gather(sender, watcher, return_exceptions=True)
+
+    async def _send(self, send: Send) -> None:
         headers = [(b"content-type", b"application/x-tar"), (b"cache-control", b"no-store")]
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})

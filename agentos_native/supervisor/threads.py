@@ -1,14 +1,38 @@
-"""Work in a thread that has something to say as it goes, as lines of JSON for a client."""
+"""Work in threads of its own: such as waits for a client, or has something to say as it goes, as lines of JSON."""
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
 import msgspec
 
 Event = TypeVar("Event", bound=msgspec.Struct)
+T = TypeVar("T")
+
+
+def in_own_thread(work: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+    """`work` in a new thread and in this context; its result.
+
+    What takes as long as a client likes must not be in a pool: where an export waits for its reader, which is an import
+    that waits for a thread, a pool of any size can be full of exports for ever. A supervisor that ends does not wait.
+    """
+    outcome: Future[T] = Future()
+    outcome.set_running_or_notify_cancel()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            outcome.set_result(context.run(work, *arguments))
+        except BaseException as error:  # handed over: it is the caller's
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, name="work", daemon=True).start()
+    return asyncio.wrap_future(outcome)
 
 
 class ClientGone(Exception):
@@ -34,7 +58,7 @@ async def lines_of(work: Callable[[Callable[[Event], None]], None]) -> AsyncIter
         finally:
             loop.call_soon_threadsafe(queue.put_nowait, None)
 
-    thread = loop.run_in_executor(None, run)
+    thread = in_own_thread(run)
     try:
         while (line := await queue.get()) is not None:
             yield line

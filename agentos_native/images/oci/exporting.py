@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from select import POLLERR, POLLIN, poll
 from typing import Final
 
 import msgspec
@@ -108,7 +109,7 @@ def _run(job: PackJob) -> None:
         )
         os.close(writing)
         writing = -1
-        said = _read_all(reading)
+        said = _read_all(reading, job.out, process)
         if process.wait() != 0:
             raise _error(said, os.pread(errors, _ERROR_MAX, 0))
     finally:
@@ -120,12 +121,23 @@ def _run(job: PackJob) -> None:
                 os.close(descriptor)
 
 
-def _read_all(descriptor: int) -> bytes:
-    """Until the packer has closed its end, which it does by ending."""
+def _read_all(descriptor: int, out: int, process: subprocess.Popen[bytes]) -> bytes:
+    """Until the packer has closed its end, which it does by ending. It is ended when nobody reads the pipe `out` any
+    more: it would notice that itself when it writes again, which may be a whole layer later."""
     said = b""
-    while piece := os.read(descriptor, _ERROR_MAX):
+    waiting = poll()
+    waiting.register(descriptor, POLLIN)
+    waiting.register(out, 0)  # errors are always told
+    while True:
+        ready = dict(waiting.poll())
+        if ready.get(out, 0) & POLLERR:
+            process.kill()
+            gone = AgentosError("export-failed", "nobody reads the archive any more")
+            return msgspec.json.encode(gone.to_dict())
+        piece = os.read(descriptor, _ERROR_MAX) if descriptor in ready else b""
         said += piece
-    return said
+        if descriptor in ready and not piece:
+            return said
 
 
 def _error(said: bytes, complaints: bytes) -> AgentosError:

@@ -15,6 +15,7 @@ from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
 from agentos_native.supervisor.agents import BUILD_LABEL
 from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.threads import in_own_thread
 
 T = TypeVar("T")
 
@@ -49,10 +50,18 @@ class Leased:
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            await loop.run_in_executor(None, interrupt)
-            await asyncio.wait([future])
-            future.exception()  # as interrupted work may have
+            await _whatever_comes({future, in_own_thread(interrupt)})
             raise
+
+
+async def _whatever_comes(futures: set[asyncio.Future[Any]]) -> None:
+    """Wait for their ends, however often this task is cancelled meanwhile: what comes next works in the same context,
+    in which two threads cannot be."""
+    while futures:
+        with contextlib.suppress(asyncio.CancelledError):
+            ended, futures = await asyncio.wait(futures)
+            for future in ended:
+                future.exception()  # as interrupted work may have
 
 
 class Pins:
