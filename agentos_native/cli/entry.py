@@ -130,14 +130,10 @@ def run(argv: list[str] | None = None) -> int:
 
             traceback.print_exc()
         reported = _error_of(error)
-        print(_printable(str(reported)), file=sys.stderr)
+        from agentos_native.cli.output import printable
+
+        print("\n".join(map(printable, str(reported).split("\n"))), file=sys.stderr)
         return reported.exit_status
-
-
-def _printable(text: str) -> str:
-    """`text` without control characters: an error may quote what others wrote, which must not reach the terminal."""
-    lines = text.split("\n")
-    return "\n".join("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line) for line in lines)
 
 
 def _error_of(error: Exception) -> AgentosError:

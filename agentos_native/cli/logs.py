@@ -9,7 +9,7 @@ import time
 import click
 
 from agentos_native.cli.context import AGENT, client_of, output_option
-from agentos_native.cli.output import clock, print_line
+from agentos_native.cli.output import clock, print_line, printable
 from agentos_native.errors import AgentosError
 
 
@@ -67,7 +67,7 @@ def events(follow: bool, since: float | None, output: str) -> None:
             continue
         who = f"{event.tenant}/{event.name}" if event.tenant and event.name else event.name or event.tenant
         detail = " ".join(f"{key}={_plain(value)}" for key, value in event.detail.items() if value not in (None, ""))
-        print("  ".join(part for part in (clock(event.ts), event.type, who, detail) if part), flush=True)
+        print(printable("  ".join(part for part in (clock(event.ts), event.type, who, detail) if part)), flush=True)
 
 
 def _plain(value: object) -> str:

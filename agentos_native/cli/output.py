@@ -25,6 +25,11 @@ STATE_COLOURS: Final = {
 }
 
 
+def printable(text: str) -> str:
+    """A line without what a terminal would obey: labels, paths, users and errors quote what others wrote."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def to_plain(value: Any) -> Any:
     """Structures of `wire.api` as builtins."""
     return msgspec.to_builtins(value)
@@ -45,6 +50,7 @@ def table(
 ) -> None:
     """Print rows; `right` are the headers of columns that hold figures, `fold` of those that take several lines on a
     terminal that is too narrow."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         from rich.console import Console
 
@@ -130,14 +136,14 @@ def sections(value: Any, indent: int = 0) -> None:
     """Print nested builtins as indented ``key: value`` lines; what is empty is left out."""
     pad = "  " * indent
     for key, item in value.items():
-        shown = str(key).replace("_", " ")
+        shown = printable(str(key).replace("_", " "))
         if item in (None, "", [], {}):
             continue
         if isinstance(item, dict):
             print(f"{pad}{shown}:")
             sections(item, indent + 1)
         elif isinstance(item, list) and all(isinstance(part, str | int | float) for part in item):
-            words = [str(part) for part in item]
+            words = [printable(str(part)) for part in item]
             if sum(map(len, words)) <= _LINE:
                 print(f"{pad}{shown}: " + ", ".join(words))
             else:
@@ -151,4 +157,4 @@ def sections(value: Any, indent: int = 0) -> None:
         elif isinstance(item, float) and key in _TIMES:
             print(f"{pad}{shown}: {clock(item)}")
         else:
-            print(f"{pad}{shown}: {item}")
+            print(f"{pad}{shown}: {printable(str(item))}")

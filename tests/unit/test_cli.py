@@ -22,6 +22,7 @@ import click
 import pytest
 
 from agentos_native.cli import entry as top
+from agentos_native.cli import output
 from agentos_native.cli.embedded import command as embedded_command
 from agentos_native.errors import AgentosError
 from tests.unit.apiserver import Socket, StubSupervisor, agent_body, serving
@@ -110,6 +111,23 @@ def test_no_arguments_is_the_help_and_status_125(group: list[str], capsys: pytes
 def test_an_option_is_the_place_of_its_error(capsys: pytest.CaptureFixture[str]) -> None:
     cli("run", "--cpu-request", "12Q", "i")
     assert "unknown suffix 'Q': --cpu-request" in capsys.readouterr().err
+
+
+def test_what_others_wrote_gives_a_terminal_no_orders(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil, seen = "\x1b]0;title\x07\x9b2J\u202e", "\ufffd]0;title\ufffd\ufffd2J\ufffd"
+    output.sections({"labels": {evil: evil}, "cmd": [evil], "user": evil})
+    output.table(["STEP"], [[evil]])
+
+    def fail(*_: object, **__: object) -> None:
+        raise AgentosError("build-failed", evil, evil, f"one {evil}\ntwo")
+
+    monkeypatch.setattr(top.cli, "main", fail)
+    assert cli("version") == 125
+    out, err = capsys.readouterr()
+    assert out == f"labels:\n  {seen}: {seen}\ncmd: {seen}\nuser: {seen}\nSTEP\n{seen}\n"
+    assert err == f"error[build-failed]: {seen}: {seen}\n  hint: one {seen}\n        two\n"
 
 
 def test_nobody_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

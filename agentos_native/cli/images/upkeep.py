@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from agentos_native.cli.context import IMAGE, output_option, returns_status
-from agentos_native.cli.output import count, print_json, size, table
+from agentos_native.cli.output import count, print_json, printable, size, table
 from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def diff(ctx: click.Context, name: str, against: str | None, output: str) -> Non
         print_json(found)
         return
     for change in found.changes:
-        print(f"{change.kind} {_printable(change.path)}")
+        print(f"{change.kind} {printable(change.path)}")
     if found.truncated:
         print("there are more changes than these", file=sys.stderr)
 
@@ -148,8 +148,3 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None, output: str)
     counts = f"{count(len(freed.images), 'image')}, {count(len(freed.layers), 'layer')}"
     counts += f", {count(freed.steps, 'step')} of the build cache"
     print(f"{'would free' if dry_run else 'freed'} {size(freed.bytes)}: {counts}")
-
-
-def _printable(path: str) -> str:
-    """A path of an image without what a terminal would obey."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in path)
