@@ -19,6 +19,7 @@ import os
 import random
 import re
 import secrets
+import signal
 import socketserver
 import sys
 import tempfile
@@ -163,6 +164,7 @@ class Server(ThreadingHTTPServer):
 
 def serve(port, directory, mind):
     with Server(("", port), directory, mind) as server:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit())
         print(f"dialogue agent: answers on port {server.server_address[1]}, by {type(mind).__name__}", flush=True)
         server.serve_forever()
 
