@@ -156,6 +156,8 @@ def test_a_conversation_is_kept_over_a_kill(tmp_path: Path) -> None:
         agent.call("POST", f"{place}/messages", {"text": "And the lamp?"})
         assert len(agent.call("GET", place)[1]["messages"]) == 4
         assert agent.call("GET", "/healthz")[1] == {"model": "Corpus", "conversations": 1}
+        agent.process.terminate()
+        assert agent.process.wait(60) == 0
 
 
 @pytest.mark.parametrize(
