@@ -198,21 +198,22 @@ class Build:
         return layer
 
     async def _copy(self, tree: _Tree, copy: Copy, place: _Place, *, told: bool = True) -> Layer:
-        source: context.Tree | Sequence[Layer] = self._context
+        layers: Sequence[Layer] = ()
         if copy.origin.isdigit():
-            source = self._trees[int(copy.origin)].layers
+            layers = self._trees[int(copy.origin)].layers
         elif copy.origin:
-            source = self._base(copy.origin).stack
+            layers = self._base(copy.origin).stack
+        selection: context.Selection | None = None
         with failing.at(self._file, place.line):
-            if isinstance(source, context.Tree):
-                content = await self._thread(self._workshop.content_key, copy, source)
+            if not copy.origin:
+                selection, content = await self._thread(self._workshop.selected, copy, self._context)
             else:
-                content = context.origin_key(copy, [layer.digest for layer in source])
+                content = context.origin_key(copy, [layer.digest for layer in layers])
             key = keys.copy_key(tree.layers, content)
             known = await self._known(key, place, told=told)
             if known is not None:
                 return known
-            report = self._reporter(place)
+            source, report = layers if selection is None else selection, self._reporter(place)
             made, notes = await self._thread(self._workshop.copy, self._hand, copy, source, tree.layers, key, report)
             self._note(place, notes)
             return made
@@ -251,9 +252,7 @@ class Build:
             left = await self._left(agent, stack)
             if record.exit_status == 0:
                 work, report = self._workshop.private_layer, self._reporter(place)
-                made, notes = await self._thread(
-                    work, self._hand, left, tree.layers, [key], report, run.forgotten
-                )
+                made, notes = await self._thread(work, self._hand, left, tree.layers, [key], report, run.forgotten)
                 self._note(place, notes)
                 return made
             kept = self._request.keep_failed

@@ -97,24 +97,28 @@ class Workshop:
                 self._parsed.popitem(last=False)
         return known
 
-    def content_key(self, copy: Copy, tree: context.Tree) -> str:
-        """What a COPY takes of the context."""
-        return context.content_key(copy, tree.select(copy), self._hashes)
+    def selected(self, copy: Copy, tree: context.Tree) -> tuple[context.Selection, str]:
+        """What a COPY takes of the context, and the key of that; `copy` takes nothing else."""
+        selection = tree.select(copy)
+        return selection, context.content_key(copy, selection, self._hashes)
 
     # -- layers
 
     def copy(
-        self, hand: Hand, copy: Copy, source: context.Tree | Sequence[Layer], below: Sequence[Layer], key: str,
+        self, hand: Hand, copy: Copy, source: context.Selection | Sequence[Layer], below: Sequence[Layer], key: str,
         report: ProgressCallback,
     ) -> tuple[Layer, tuple[str, ...]]:  # fmt: skip
-        """COPY and ADD of the context, or of another stage's layers. Gives notes, too."""
+        """COPY and ADD of what is `selected` in the context, or of another stage's layers. Gives notes, too.
+
+        Raises:
+            AgentosError: ``context-changed``: what was selected is no more what it was, and the key would be wrong.
+        """
         with contextlib.ExitStack() as stack:
-            if isinstance(source, context.Tree):
-                tree, source_fd = source, source.fd
+            if isinstance(source, context.Selection):
+                selection = source
             else:
-                source_fd = stack.enter_context(self._merged(source))
-                tree = context.Tree(source_fd, where=f"--from={copy.origin}")
-            selection = tree.select(copy)
+                merged = stack.enter_context(self._merged(source))
+                selection = context.Tree(merged, where=f"--from={copy.origin}").select(copy)
             base_fd = stack.enter_context(self._merged(below))
             staged = stack.enter_context(self.catalog.staging())
             session = hand.session()
@@ -122,7 +126,7 @@ class Workshop:
                 session,
                 copy,
                 selection,
-                source_fd=source_fd,
+                source_fd=selection.root,
                 tree_fd=staged.fd,
                 base_fd=base_fd,
                 layers=self._paths(below),
