@@ -158,9 +158,9 @@ def collect(parts: Parts, in_use: InUse, dry_run: bool, older_than: float | None
     """See `catalog.Catalog.gc`; what is freed, and what `Disk.discard` must delete. Under the lock."""
     by_digest = parts.records.names()
     held = leases.live(parts.disk)
-    with used(in_use) as busy:
-        everything = parts.records.digests(by_digest)
-        sizes = _sizes(parts, everything)
+    everything = parts.records.digests(by_digest)
+    sizes = _sizes(parts, everything)
+    with used(in_use) as busy:  # starts wait meanwhile
         going = [d for d in everything if d not in by_digest and d not in held.images and d not in busy]
         if not dry_run:
             for digest in going:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -284,6 +285,28 @@ def test_two_builds_at_once_do_not_meet(tmp_path: Path) -> None:
         assert [events[-1].kind for events in ended] == ["done", "done"]
         assert scene.left()[0] == []
         assert [image.name for image in scene.store.list() if image.names] == ["a", "b", "base"]
+
+    play(tmp_path, story)
+
+
+def test_a_build_beside_collections(tmp_path: Path) -> None:
+    """A collection has the store's lock when it keeps agents from getting images: who gives an agent its image must not
+    want that lock, whatever context it is in."""
+
+    async def story(scene: Scene) -> None:
+        scene.say("FROM base\nRUN one\nRUN two\n")
+        ended = threading.Event()
+
+        def collect() -> None:
+            while not ended.wait(0.002):
+                scene.store.gc(scene.lifecycle.host.images_kept)
+
+        collecting = asyncio.create_task(asyncio.to_thread(collect))
+        with scene.store.catalog.lease():
+            events = await scene.build(no_cache=True)
+        ended.set()
+        await collecting
+        assert events[-1].kind == "done"
 
     play(tmp_path, story)
 
