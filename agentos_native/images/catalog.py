@@ -227,7 +227,7 @@ class Catalog:
         context's) holds the image.
 
         Raises:
-            AgentosError: ``layer-missing``, ``disk-full``, ``invalid-image-name``.
+            AgentosError: ``layer-missing``, ``image-too-large``, ``disk-full``, ``invalid-image-name``.
         """
         checked = names.parse_name(name) if name is not None else None
         holder = lease or leases.current(self.disk)

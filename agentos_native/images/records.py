@@ -161,9 +161,16 @@ class Records:
         sync_directory(self._disk.manifests)
 
     def add(self, manifest: Manifest, name: str | None) -> str:
-        """Make an image, with a name unless it is None; its digest. One that exists keeps its record."""
+        """Make an image, with a name unless it is None; its digest. One that exists keeps its record.
+
+        Raises:
+            AgentosError: ``image-too-large``, what `read` would not take.
+        """
         digest = manifest_digest(manifest.config, [layer.digest for layer in manifest.layers])
         content = msgspec.json.encode(manifest)
+        if len(content) > _MANIFEST_MAX:
+            what = f"the image's configuration and history have {len(content)} bytes; {_MANIFEST_MAX} are kept of one"
+            raise AgentosError("image-too-large", what, hint="fewer or shorter variables, labels, ports or steps")
         if self._is_sound(digest):
             if name is not None:
                 self.point(name, digest)

@@ -121,6 +121,17 @@ def test_tag_moves_a_name_and_the_old_image_stays_by_digest(catalog: Catalog) ->
 # -- layers that images share
 
 
+def test_a_record_that_could_not_be_read_again_is_not_written(catalog: Catalog) -> None:
+    image = make_image(catalog, "a", b"1")
+    large = msgspec.structs.replace(
+        manifest(*image.stack), history=tuple(History(created_by="x" * 1000) for _ in range(1100))
+    )
+    with pytest.raises(AgentosError) as failure:
+        catalog.commit("b", large)
+    assert failure.value.code == "image-too-large"
+    assert [each.name for each in catalog.list()] == ["a"]
+
+
 def test_layers_are_shared_and_go_with_the_last_image(catalog: Catalog) -> None:
     make_image(catalog, "a", b"base", b"a")
     make_image(catalog, "b", b"base", b"b")
