@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+if TYPE_CHECKING:  # a worker's start has no time for what it does not use
+    from pathlib import Path
 
 DEFAULT_COMMAND: Final = ("/bin/sh",)
 """What runs in an image that names no command of its own: a directory and a plain tar carry no configuration."""

@@ -1,4 +1,4 @@
-"""The processes of an import, a build and a check: ``python -m agentos_native.images.worker SOCKET``.
+"""The processes of an import, a build and a check; `session` starts them.
 
 Theory of operation
 -------------------
@@ -301,7 +301,7 @@ def _live(control: socket.socket, means: children.Means) -> NoReturn:
 
 
 def main() -> None:
-    """Entry point; the exit status says nothing, the messages do."""
+    """Entry point, with the number of the socket as its argument; the exit status says nothing, the messages do."""
     # the decompressor's thread waits for the interpreter's lock at each chunk; 5 ms each would be the longest part
     sys.setswitchinterval(0.0005)
     control = socket.socket(fileno=int(sys.argv[1]))
@@ -309,8 +309,8 @@ def main() -> None:
         setup = msgspec.json.decode(control.recv(_SETUP_MAX), type=Setup)
         means = children.Means(_functions(), confine.make_userns(confine.UNPACKER_BASE), setup.program)
         confine.leave_host()
-        gc.collect()
         gc.freeze()  # what is never looked at again is never copied by a fork
+        gc.enable()  # the session has it disabled at the start
         warden = os.fork()
     except Exception as error:
         control.send(msgspec.json.encode(failure(error, "starting the worker")))
@@ -318,7 +318,3 @@ def main() -> None:
     if warden:
         _wait_for(warden)
     _live(control, means)
-
-
-if __name__ == "__main__":
-    main()
