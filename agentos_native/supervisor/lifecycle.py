@@ -185,7 +185,11 @@ class Lifecycle:
         self.runner.cancel_restart(agent)
         self.queue.leave(agent)
         host = self.host
-        host.registry.forget(agent.id)
+        try:
+            host.registry.forget(agent.id)
+        except sqlite3.OperationalError:  # a full disk, and what fills it may be the agent's own files
+            await host.workers.call(self.release_files, agent.id)
+            host.registry.forget(agent.id)
         host.agents.remove(agent)
         await host.workers.call(self.release_files, agent.id)
         self.runner.event(agent, "removed")
