@@ -18,7 +18,7 @@ import msgspec
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
-from agentos_native.images.unpack.header import Header
+from agentos_native.images.unpack.header import Fields, Header, usual
 from agentos_native.images.unpack.stream import Forward, corrupt
 
 Kind = Literal["file", "directory", "symlink", "hardlink", "fifo", "whiteout"]
@@ -83,10 +83,10 @@ def check_path(raw: bytes, limits: Limits) -> bytes:
         raise hostile("an absolute name", raw)
     if b"\0" in raw:
         raise hostile("a name with a NUL byte", raw)
-    parts = [part for part in raw.split(b"/") if part not in (b"", b".")]
+    parts = [part for part in raw.split(b"/") if part and part != b"."]
     if b".." in parts:
         raise hostile('a name with ".."', raw)
-    if any(len(part) > limits.name for part in parts):
+    if len(raw) > limits.name and any(len(part) > limits.name for part in parts):
         raise hostile(f"a name of more than {limits.name} bytes", raw)
     if len(parts) > limits.depth:
         raise hostile(f"a path of more than {limits.depth} levels", raw)
@@ -114,10 +114,23 @@ def entries(stream: Forward, limits: Limits) -> Iterator[Entry]:
             if entry.kind == "file":
                 stream.seek(member.offset_data)
             yield entry
+            if not tar.pax_headers:  # which hold for all that follows
+                yield from _usual_entries(stream, tar, limits)
         if stream.last_header.strip(b"\0") or len(stream.last_header) != tarfile.BLOCKSIZE:
             # tarfile takes a damaged header and a missing end for the end of the archive
             raise corrupt("the archive has no end, or a damaged header", f"at byte {stream.tell()}")
         stream.drain()
+
+
+def _usual_entries(stream: Forward, tar: tarfile.TarFile, limits: Limits) -> Iterator[Entry]:
+    """The next entries of the usual kind, without tarfile, which takes three times as long; it goes on after them."""
+    while (fields := usual(stream.at_hand(tar.offset))) is not None and fields.size >= 0:
+        entry = _usual_entry(fields, limits)
+        begin = tar.offset + tarfile.BLOCKSIZE
+        stream.seek(begin)
+        stored = fields.size if entry.kind == "file" else 0  # as tarfile has it: no other kind has content
+        tar.offset = begin + -(-stored // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+        yield entry
 
 
 @contextlib.contextmanager
@@ -139,6 +152,29 @@ def _errors(stream: Forward) -> Iterator[None]:
         raise corrupt("headers of the archive are nested without end", f"at byte {stream.tell()}") from None
 
 
+def _usual_entry(fields: Fields, limits: Limits) -> Entry:
+    kind = _KINDS[fields.kind]
+    path = check_path(fields.name, limits)
+    _check_place(path, kind, fields.uid, fields.gid, fields.name)
+    return Entry(
+        path=path,
+        kind=kind,
+        mode=fields.mode & 0o7777,
+        uid=fields.uid,
+        gid=fields.gid,
+        mtime_ns=_nanoseconds(fields.mtime),
+        size=fields.size if kind == "file" else 0,
+        target=_target(fields.name, fields.link, kind, limits),
+    )
+
+
+def _check_place(path: bytes, kind: Kind, uid: int, gid: int, raw: bytes) -> None:
+    if not path and kind != "directory":
+        raise hostile("the root is not a directory", raw)
+    if not (0 <= uid < ID_RANGE and 0 <= gid < ID_RANGE):
+        raise hostile(f"owner {uid}:{gid}; an image has ids 0 to {ID_RANGE - 1}", raw)
+
+
 def _entry(member: tarfile.TarInfo, limits: Limits) -> Entry:
     raw = os.fsencode(member.name)
     path = check_path(raw, limits)
@@ -147,10 +183,7 @@ def _entry(member: tarfile.TarInfo, limits: Limits) -> Entry:
     kind = _KINDS.get(member.type)
     if kind is None:
         raise hostile(f"an entry of the unknown type {member.type!r}", raw)
-    if not path and kind != "directory":
-        raise hostile("the root is not a directory", raw)
-    if not (0 <= member.uid < ID_RANGE and 0 <= member.gid < ID_RANGE):
-        raise hostile(f"owner {member.uid}:{member.gid}; an image has ids 0 to {ID_RANGE - 1}", raw)
+    _check_place(path, kind, member.uid, member.gid, raw)
     if member.size < 0:
         raise hostile(f"a file of {member.size} bytes", raw)
     return Entry(
@@ -161,22 +194,21 @@ def _entry(member: tarfile.TarInfo, limits: Limits) -> Entry:
         gid=member.gid,
         mtime_ns=_nanoseconds(member.mtime),
         size=member.size if kind == "file" else 0,
-        target=_target(member, kind, limits),
+        target=_target(raw, os.fsencode(member.linkname), kind, limits),
         segments=_segments(member),
         xattrs=_xattrs(member, raw, limits),
     )
 
 
-def _target(member: tarfile.TarInfo, kind: Kind, limits: Limits) -> bytes:
-    raw = os.fsencode(member.linkname)
+def _target(name: bytes, link: bytes, kind: Kind, limits: Limits) -> bytes:
     if kind == "hardlink":
-        target = check_path(raw, limits)
+        target = check_path(link, limits)
         if not target:
-            raise hostile("a hard link to the root", os.fsencode(member.name))
+            raise hostile("a hard link to the root", name)
         return target
-    if kind == "symlink" and (not raw or len(raw) > limits.path or b"\0" in raw):
-        raise hostile("a symbolic link without a usable target", os.fsencode(member.name))
-    return raw if kind == "symlink" else b""
+    if kind == "symlink" and (not link or len(link) > limits.path or b"\0" in link):
+        raise hostile("a symbolic link without a usable target", name)
+    return link if kind == "symlink" else b""
 
 
 def _segments(member: tarfile.TarInfo) -> tuple[tuple[int, int], ...] | None:

@@ -13,7 +13,7 @@ import queue
 import tarfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Final, TypeAlias, cast
 
 import zstandard
@@ -230,12 +230,27 @@ class Forward:
             raise too_large(f"the archive has more than {2 * self._limits.bytes} bytes", "")
         return bool(chunk)
 
-    def blocks(self, size: int) -> Iterator[memoryview]:
+    def blocks(self, size: int) -> Iterable[memoryview]:
         """The next `size` bytes, in pieces without copying.
 
         Raises:
             AgentosError: ``invalid-archive``; the stream ends before.
         """
+        if size > len(self._chunk) or self._ended:
+            return self._checked(size)
+        if not size:
+            return ()
+        piece = self._chunk[:size]  # as a rule a file lies in one chunk
+        self._chunk = self._chunk[size:]
+        self._position += size
+        return (piece,)
+
+    def at_hand(self, position: int) -> bytes:
+        """The block at `position` if it lies in what has been read, but is not taken yet; else b""."""
+        start = position - self._position
+        return bytes(self._chunk[start : start + tarfile.BLOCKSIZE]) if start >= 0 else b""
+
+    def _checked(self, size: int) -> Iterator[memoryview]:
         for piece in self._pieces(size):
             if self._ended:
                 raise corrupt("the archive ends too early", f"at byte {self._position}")
@@ -259,6 +274,10 @@ class Forward:
         """Skip forward to `position`."""
         if position < self._position:
             raise corrupt("a header of the archive points backwards", f"at byte {self._position}")
+        if position - self._position <= len(self._chunk):
+            self._chunk = self._chunk[position - self._position :]
+            self._position = position
+            return
         for _ in self._pieces(position - self._position):
             pass
 

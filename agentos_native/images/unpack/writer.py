@@ -32,6 +32,8 @@ STRICT: Final = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | 
 _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _KEPT_FDS: Final = 64
+_TOLD_FROM: Final = 64 << 10
+"""Of smaller pieces the entry is told about, which is soon enough."""
 _SPECIAL_BITS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 WHITEOUT: Final = os.makedev(0, 0)
@@ -128,8 +130,10 @@ class TreeWriter:
             AgentosError: ``hostile-archive``, ``image-too-large``, ``disk-full``, ``image-not-written``.
         """
         self._count_entry()
-        with explained(entry):
+        try:
             self._make(entry, data)
+        except OSError as error:
+            raise _explain(error, entry) from None
         self._progress(self.entries, self.bytes)
 
     def finish(self) -> None:
@@ -186,7 +190,10 @@ class TreeWriter:
 
     def _make_file(self, parent: int, name: bytes, entry: Entry, data: Data) -> None:
         mode = entry.mode & 0o777
-        descriptor = self._replacing(parent, name, entry, lambda: os.open(name, _CREATE, mode, dir_fd=parent))
+        try:
+            descriptor = os.open(name, _CREATE, mode, dir_fd=parent)
+        except FileExistsError:
+            descriptor = self._replacing(parent, name, entry, lambda: os.open(name, _CREATE, mode, dir_fd=parent))
         try:
             if entry.segments is None:
                 self._copy(descriptor, data)
@@ -206,7 +213,8 @@ class TreeWriter:
     def _copy(self, descriptor: int, data: Data) -> None:
         for piece in data:
             self._count(len(piece))
-            self._progress(self.entries, self.bytes)
+            if len(piece) >= _TOLD_FROM:
+                self._progress(self.entries, self.bytes)
             written = os.write(descriptor, piece)
             while written < len(piece):
                 written += os.write(descriptor, piece[written:])
