@@ -26,6 +26,7 @@ from agentos_native.kernel.libc import libc_call
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+_DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _TICK_NS: Final = 20_000_000
 """Twice the longest tick of any kernel (CONFIG_HZ=100)."""
 _KNOWN_MAX: Final = 1 << 16
@@ -44,6 +45,8 @@ class EarlyHashes:
         self._known: dict[int, bytes] = {}
         self._buffer = bytearray(CHUNK)
         self._view = memoryview(self._buffer)
+        self._parent = -1
+        self._parent_path = b""
 
     def follow(self, hints: int, go: int) -> None:
         """Hash what comes over the pipe `hints` (paths, each ended by NUL) until the pipe `go` is closed."""
@@ -54,6 +57,7 @@ class EarlyHashes:
         while True:
             ready = [descriptor for descriptor, _ in waiting.poll()]
             if go in ready:
+                self._leave()
                 return
             data = os.read(hints, _HINTS)
             if not data:
@@ -75,7 +79,7 @@ class EarlyHashes:
 
     def _take(self, path: bytes) -> None:
         try:
-            descriptor = openat2(self._root, path, _READ, resolve=STRICT)
+            descriptor = self._open(path)
         except OSError:
             return  # a hint that is not true; the tree is looked at again anyway
         try:
@@ -85,6 +89,23 @@ class EarlyHashes:
         finally:
             os.close(descriptor)
 
+    def _open(self, path: bytes) -> int:
+        """Hints come directory by directory, so that the last one is kept open; it may be any directory of the tree by
+        now, which is as good: what is read counts for its inode."""
+        directory, _, name = path.rpartition(b"/")
+        if name in (b".", b".."):
+            raise IsADirectoryError
+        if self._parent < 0 or directory != self._parent_path:
+            parent = openat2(self._root, directory or b".", _DIRECTORY, resolve=STRICT)
+            self._leave()
+            self._parent, self._parent_path = parent, directory
+        return os.open(name, _READ, dir_fd=self._parent)
+
+    def _leave(self) -> None:
+        if self._parent >= 0:
+            os.close(self._parent)
+            self._parent = -1
+
     def _hash(self, descriptor: int, status: os.stat_result) -> None:
         age = time.time_ns() - status.st_ctime_ns
         if age < 0:
@@ -92,8 +113,12 @@ class EarlyHashes:
         if age < _TICK_NS:
             time.sleep((_TICK_NS - age) / 1e9)
         content = hashlib.sha256()
+        size = 0
         while got := os.readv(descriptor, [self._buffer]):
             content.update(self._view[:got])
+            size += got
+            if got < CHUNK and size >= status.st_size:
+                break  # were there more by now, it would have been changed
         if status.st_size >= _WRITE_OUT_FROM:
             write_out(descriptor)
         key = _KEY.pack(status.st_size, status.st_ctime_ns, status.st_mtime_ns, content.digest())
