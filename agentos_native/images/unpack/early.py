@@ -30,7 +30,8 @@ _DIRECTORY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
 _TICK_NS: Final = 20_000_000
 """Twice the longest tick of any kernel (CONFIG_HZ=100)."""
 _KNOWN_MAX: Final = 1 << 16
-_HINTS: Final = 4 << 10
+_PATH_MAX: Final = 4 << 10
+_HINTS: Final = 1 << 10
 """Few files at once: when the unpacker has ended, what is not read yet is read while the disk is written to."""
 _WRITE_OUT_FROM: Final = 256 << 10
 _SYNC_FILE_RANGE_WRITE: Final = 2
@@ -50,6 +51,8 @@ class EarlyHashes:
 
     def follow(self, hints: int, go: int) -> None:
         """Hash what comes over the pipe `hints` (paths, each ended by NUL) until the pipe `go` is closed."""
+        over = poll()
+        over.register(go, POLLIN)
         waiting = poll()
         waiting.register(go, POLLIN)
         waiting.register(hints, POLLIN)
@@ -65,8 +68,8 @@ class EarlyHashes:
             *paths, rest = (rest + data).split(b"\0")
             for path in paths:
                 if len(self._known) < _KNOWN_MAX:
-                    self._take(path)
-            rest = rest[-_HINTS:]
+                    self._take(path, over)
+            rest = rest[-_PATH_MAX:]
 
     def digest(self, status: os.stat_result) -> bytes | None:
         """The sha256 of a file that is now as `status` says, and was when it was read; it has no attributes."""
@@ -77,7 +80,7 @@ class EarlyHashes:
         same = (size, changed, modified) == (status.st_size, status.st_ctime_ns, status.st_mtime_ns)
         return digest if same else None
 
-    def _take(self, path: bytes) -> None:
+    def _take(self, path: bytes, over: poll) -> None:
         try:
             descriptor = self._open(path)
         except OSError:
@@ -85,7 +88,7 @@ class EarlyHashes:
         try:
             status = os.fstat(descriptor)
             if stat.S_ISREG(status.st_mode) and not os.listxattr(descriptor):
-                self._hash(descriptor, status)
+                self._hash(descriptor, status, over)
         finally:
             os.close(descriptor)
 
@@ -106,12 +109,12 @@ class EarlyHashes:
             os.close(self._parent)
             self._parent = -1
 
-    def _hash(self, descriptor: int, status: os.stat_result) -> None:
+    def _hash(self, descriptor: int, status: os.stat_result, over: poll) -> None:
         age = time.time_ns() - status.st_ctime_ns
         if age < 0:
             return
-        if age < _TICK_NS:
-            time.sleep((_TICK_NS - age) / 1e9)
+        if age < _TICK_NS and over.poll((_TICK_NS - age) / 1e6):
+            return  # everybody waits for the last pass now, which need not wait
         content = hashlib.sha256()
         size = 0
         while got := os.readv(descriptor, [self._buffer]):
