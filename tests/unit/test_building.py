@@ -18,7 +18,7 @@ from agentos_native.images.build import dockerfile
 from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
 from agentos_native.images.store import ImageStore
 from agentos_native.spec.model import AgentSpec, TenantLimits, TenantSpec
-from agentos_native.supervisor.building import pins
+from agentos_native.supervisor.building import execution, pins
 from agentos_native.supervisor.building.builder import Builder
 from agentos_native.supervisor.building.workshop import Workshop
 from agentos_native.supervisor.lifecycle import Lifecycle
@@ -362,6 +362,23 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, text: str, code: str, words
         assert not code or error.code == code, error
         assert words in str(error)
         assert scene.left() == ([], [], [])
+
+    play(tmp_path, story)
+
+
+@pytest.mark.parametrize("last", ["COPY <<e /c\nx\ne\n", "RUN two", "WORKDIR /c"])
+def test_no_more_layers_than_can_be_stacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    monkeypatch.setattr(execution, "LAYERS_MAX", 3)
+
+    async def story(scene: Scene) -> None:
+        fits = "FROM base\nCOPY <<e /a\nx\ne\nCOPY <<e /b\nx\ne\n"
+        scene.say(fits)
+        assert (await scene.build(names=["app"]))[-1].kind == "done"
+        scene.say(fits + last)
+        error = AgentosError.from_dict((await scene.build(names=["app"]))[-1].error or {})
+        assert (error.code, error.where) == ("too-many-layers", "Dockerfile:8")
+        assert "join" in error.hint
+        assert scene.ran == []
 
     play(tmp_path, story)
 

@@ -19,6 +19,7 @@ from agentos_native.images.build import context
 from agentos_native.images.build.evaluate import evaluate
 from agentos_native.images.build.model import Copy, Instruction, Plan, Run, Stage, Step
 from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
+from agentos_native.images.oci.model import LAYERS_MAX
 from agentos_native.images.unpack.messages import Progress
 from agentos_native.spec.model import NetworkMode
 from agentos_native.supervisor import admission
@@ -163,6 +164,7 @@ class Build:
         if step.run is not None:
             network = self._network(step.run, place)
             ground = await self._ground(tree, step.run, place)
+            self._check_room(ground, place)
             key = keys.run_key(ground.layers, step.run, network)
             return await self._known(key, place) or await self._run(ground, step, step.run, network, key, place)
         if step.copy is not None:
@@ -187,7 +189,20 @@ class Build:
         key = keys.directory_key(tree.layers, path)
         known = await self._known(key, place, told=told)
         work = self._workshop.directory
-        return known or await self._thread(work, self._hand, path, tree.layers, key)
+        made = known or await self._thread(work, self._hand, path, tree.layers, key)
+        if made is not None:
+            self._check_room(tree, place)
+        return made
+
+    def _check_room(self, tree: _Tree, place: _Place) -> None:
+        """One more layer must still be one that can be mounted; an agent's private layer does not count."""
+        if len(tree.layers) >= LAYERS_MAX:
+            raise AgentosError(
+                "too-many-layers",
+                f"this instruction would make layer {len(tree.layers) + 1}; overlayfs stacks {LAYERS_MAX}",
+                f"{self._file}:{place.line}",
+                "join instructions: one RUN with several commands (&&), one COPY of several files",
+            )
 
     async def _known(self, key: str, place: _Place, *, told: bool = True) -> Layer | None:
         if self._request.no_cache:
@@ -198,6 +213,7 @@ class Build:
         return layer
 
     async def _copy(self, tree: _Tree, copy: Copy, place: _Place, *, told: bool = True) -> Layer:
+        self._check_room(tree, place)
         layers: Sequence[Layer] = ()
         if copy.origin.isdigit():
             layers = self._trees[int(copy.origin)].layers
