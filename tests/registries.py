@@ -92,12 +92,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A registry that does as it is told, at ``127.0.0.1:<port>``."""
+    """A registry that does as it is told, at ``address:<port>``."""
 
     daemon_threads = True
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
+        super().__init__((address, 0), Handler)
         if context is not None:
             self.socket = context.wrap_socket(self.socket, server_side=True)
         self.answers: dict[str, Answer] = {}
@@ -107,7 +107,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def host(self) -> str:
-        return f"127.0.0.1:{self.server_address[1]}"
+        return f"{self.server_address[0]!s}:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that hangs up is what these tests are about."""
@@ -119,9 +119,9 @@ class Server(http.server.ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[Server]:
+def serving(context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> Iterator[Server]:
     """A server that runs."""
-    server = Server(context)
+    server = Server(context, address)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -497,6 +498,31 @@ def test_token_servers_that_are_none(server: Server, content: Content, place: Pa
     error = failure(lambda: fetch(place, reference, username="ada", password=SECRET))
     assert error.code == "registry-auth"
     assert SECRET not in str(error)
+
+
+@pytest.fixture
+def linked() -> Iterator[Server]:
+    """A server where clouds keep those that tell what a machine is and may."""
+    subprocess.run(["ip", "addr", "add", "169.254.77.77/32", "dev", "lo"], check=True)
+    try:
+        with serving(address="169.254.77.77") as made:
+            yield made
+    finally:
+        subprocess.run(["ip", "addr", "del", "169.254.77.77/32", "dev", "lo"], check=True)
+
+
+def test_a_token_server_on_the_link_is_asked_only_when_it_is_named(
+    server: Server, linked: Server, content: Content, place: Path
+) -> None:
+    reference = content.serve(server)
+    linked.answers["/token"] = lambda handler: handler.say(200, b'{"token":"abc"}')
+    demand(server, content, f'Bearer realm="http://{linked.host}/token"')
+    error = failure(lambda: fetch(place, reference))
+    assert error.code == "registry-redirect"
+    assert "--token-host 169.254.77.77" in error.hint
+    assert linked.asked == []
+    fetch(place, reference, token_host="169.254.77.77")
+    assert len(linked.asked) == 1
 
 
 def test_the_password_is_not_sent_to_another_host(server: Server, other: Server, content: Content, place: Path) -> None:

@@ -23,7 +23,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images.registry.auth import may_know, parse_challenge
 from agentos_native.images.registry.model import Access, Place
 from agentos_native.images.registry.reference import check_platform, parse_reference
-from agentos_native.images.registry.transport import Transient, explain, is_public
+from agentos_native.images.registry.transport import Transient, explain, is_public, may_lead
 from agentos_native.images.registry.url import Target, parse_url, redirected
 from agentos_native.wire.images import ImageEvent, PullRequest
 
@@ -124,6 +124,28 @@ def test_signatures_in_queries_are_not_shown() -> None:
 )  # fmt: skip
 def test_which_addresses_are_public(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    ("registry", "peer", "allowed"),
+    [
+        ("8.8.8.8", "1.1.1.1", True),
+        ("8.8.8.8", "10.0.0.1", False),
+        ("8.8.8.8", "127.0.0.1", False),
+        ("8.8.8.8", "169.254.169.254", False),
+        ("10.0.0.1", "10.0.0.2", True),
+        ("10.0.0.1", "8.8.8.8", True),
+        ("10.0.0.1", "169.254.169.254", False),
+        ("10.0.0.1", "::ffff:127.0.0.1", False),
+        ("10.0.0.1", "0.0.0.0", False),
+        ("127.0.0.1", "::1", True),
+        ("127.0.0.1", "10.0.0.1", True),
+        ("127.0.0.1", "169.254.169.254", False),
+        ("127.0.0.1", "fe80::1%eth0", False),
+    ],
+)
+def test_where_a_registry_may_lead(registry: str, peer: str, allowed: bool) -> None:
+    assert may_lead(registry, peer) is allowed
 
 
 # -- who asks

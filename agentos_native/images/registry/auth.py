@@ -9,9 +9,10 @@ one path.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -19,7 +20,7 @@ import msgspec
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.registry.model import Access, PullLimits
-from agentos_native.images.registry.transport import Transient, Transport
+from agentos_native.images.registry.transport import Answer, Transient, Transport
 from agentos_native.images.registry.url import Target, parse_url
 
 _HEADER_MAX: Final = 8192
@@ -105,7 +106,7 @@ class Credentials:
         separator = "&" if "?" in server.path else "?"
         target = server._replace(path=f"{server.path}{separator}{urlencode(query)}")
         headers = {"Authorization": self._basic()} if self._access.username else {}
-        with self._transport.get(target, headers) as answer:
+        with self._asked(target, headers) as answer:
             if answer.status in {401, 403}:
                 if headers:
                     raise self._refused("the registry's token server does not accept this user and password")
@@ -122,6 +123,18 @@ class Credentials:
         if not _TOKEN.fullmatch(token):
             raise AgentosError("registry-auth", "the token server's answer holds no token", target.shown())
         return token
+
+    @contextlib.contextmanager
+    def _asked(self, target: Target, headers: Mapping[str, str]) -> Iterator[Answer]:
+        """The token server's answer; where it may be is the transport's matter unless the user has named it."""
+        named = target.host.lower() == self._access.token_host.lower()
+        try:
+            with self._transport.get(target, headers, anywhere=named) as answer:
+                yield answer
+        except AgentosError as error:
+            if error.code == "registry-redirect":
+                error.hint = f"{error.hint}\nif that token server is right, say so: --token-host {target.host[:100]}"
+            raise
 
     def _token_server(self, realm: str) -> Target:
         try:

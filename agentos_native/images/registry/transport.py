@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -199,26 +199,26 @@ class _Secure(_Plain, HTTPSConnection):
 class Transport:
     """Makes requests. `tls` is used for every https connection; None when there shall be none.
 
-    The first connection decides whether the registry is on a public address: from a public one nobody is redirected
-    to a private address, the machine's own or its neighbours'.
+    The first connection is the registry's own and decides where else it may lead, by a redirect or to a token server:
+    see `may_lead`.
     """
 
     def __init__(self, limits: PullLimits, tls: ssl.SSLContext) -> None:
         self._limits = limits
         self._tls = tls
         self._watchman = Watchman()
-        self._public: bool | None = None
+        self._registry = ""
 
     @contextlib.contextmanager
-    def get(self, target: Target, headers: Mapping[str, str]) -> Iterator[Answer]:
-        """GET `target`; redirects are the caller's.
+    def get(self, target: Target, headers: Mapping[str, str], *, anywhere: bool = False) -> Iterator[Answer]:
+        """GET `target`; redirects are the caller's. `anywhere`: the user has named its host, wherever that is.
 
         Raises:
             Transient: ``registry-unreachable``, ``registry-connection``, ``registry-too-slow``.
             AgentosError: ``registry-tls``, ``registry-protocol``, ``registry-redirect``.
         """
         with self._watchman.watch() as watch, contextlib.closing(self._connection(target)) as connection:
-            connection.opened = lambda sock: self._begin(connection, watch, sock, target)
+            connection.opened = lambda sock: self._begin(connection, watch, sock, target, anywhere)
             watch.expect(self._limits.connect + self._limits.head)
             with _explained(target, watch):
                 connection.request(
@@ -244,22 +244,25 @@ class Transport:
             assert_hostname=None if self._tls.check_hostname else False,
         )
 
-    def _begin(self, connection: _Plain | _Secure, watch: Watch, sock: socket.socket, target: Target) -> None:
+    def _begin(
+        self, connection: _Plain | _Secure, watch: Watch, sock: socket.socket, target: Target, anywhere: bool
+    ) -> None:
         """TCP is connected; TLS and the request follow."""
-        self._check_peer(sock, target)
+        if not anywhere:
+            self._check_peer(sock, target)
         watch.follow(sock)
         watch.expect(self._limits.head)
         connection.timeout = self._limits.quiet  # which it sets again before it reads
         sock.settimeout(self._limits.quiet)
 
     def _check_peer(self, sock: socket.socket, target: Target) -> None:
-        public = is_public(str(sock.getpeername()[0]))
-        if self._public is None:
-            self._public = public
-        if self._public and not public:
+        peer = str(sock.getpeername()[0])
+        self._registry = self._registry or peer
+        if not may_lead(self._registry, peer):
+            here, there = _reach(self._registry), _reach(peer)
             raise AgentosError(
                 "registry-redirect",
-                "the registry, which is on a public address, sends its clients to a private one",
+                f"the registry, which is on a {here} address, sends its clients to a {there} one",
                 target.shown(),
                 "it may be trying to reach what only this machine can reach",
             )
@@ -278,9 +281,30 @@ def _check_coding(response: urllib3.HTTPResponse, target: Target) -> None:
 
 def is_public(address: str) -> bool:
     """Whether an address of a peer is one of the internet's."""
+    return _reach(address) == "public"
+
+
+def may_lead(registry: str, peer: str) -> bool:
+    """Whether a registry at one address may send its clients to another: to the internet, and to where it is itself.
+
+    So a public one does not lead to a private address, and none to the machine's own (loopback) or to those of its
+    link, where clouds give out what a machine is and may, unless it is there.
+    """
+    allowed = {"public", _reach(registry)}
+    if "loopback" in allowed:
+        allowed.add("private")  # who is on this machine may be anywhere in its network
+    return _reach(peer) in allowed
+
+
+def _reach(address: str) -> Literal["public", "private", "link-local", "loopback"]:
     parsed = ipaddress.ip_address(address.partition("%")[0])
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_global
+    found = mapped or parsed
+    if found.is_loopback or found.is_unspecified:
+        return "loopback"
+    if found.is_link_local:
+        return "link-local"
+    return "public" if found.is_global else "private"
 
 
 @contextlib.contextmanager
