@@ -107,6 +107,10 @@ class Session:
     ) -> None:
         self.close()
 
+    def dismiss(self) -> None:
+        """Have the worker end while the caller does something else: `close` waits for less then. No job after this."""
+        self._hang_up()
+
     def close(self) -> None:
         """End the worker and wait until nothing of it runs. Idempotent; a job of another thread fails at once."""
         self._hang_up()

@@ -62,6 +62,11 @@ class LateSession:
             self._session = Session(self._limits)
         return self._session
 
+    def dismiss(self) -> None:
+        """See `Session.dismiss`; there may be none."""
+        if self._session is not None:
+            self._session.dismiss()
+
     def __enter__(self) -> Self:
         return self
 

@@ -129,6 +129,7 @@ class Importer:
         self._refuse_choice()
         with self._catalog.staging() as staged:
             unpacked = self._session.unpack(source, staged.fd, kind="directory", progress=self._reporter("", source))
+            self._dismiss()
             layer = self._catalog.add_layer(staged, unpacked.measured.layer())
         return self._plain(name, layer, unpacked)
 
@@ -140,6 +141,7 @@ class Importer:
             if found is not None:
                 return self.layout(name, found)
             self._refuse_choice()
+            self._dismiss()
             layer = self._catalog.add_layer(staged, unpacked.measured.layer())
         return self._plain(name, layer, unpacked)
 
@@ -253,6 +255,11 @@ class Importer:
             raise AgentosError("digest-mismatch", "a blob is not what its digest says", f"{blob.digest} is {found}")
 
     # -- inside
+
+    def _dismiss(self) -> None:
+        """The worker is not needed any more: it ends while the store writes its records."""
+        if isinstance(self._given, LateSession):
+            self._given.dismiss()
 
     def _refuse_choice(self) -> None:
         if self._options.ref:
