@@ -88,6 +88,16 @@ def test_a_failure_repeats_the_output_where_it_was_not_shown(
     assert (plain.count("evil"), "#2 ERROR" in plain) == (1, True)
 
 
+def test_a_file_that_is_relative_to_the_context_only_is_hinted_at(
+    server: StubSupervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "app" / "sub").mkdir(parents=True)
+    (tmp_path / "app" / "sub" / "Dockerfile").touch()
+    assert entry.run(["image", "build", "-f", "sub/Dockerfile", "app"]) == 125
+    assert "relative to the current directory: -f app/sub/Dockerfile" in capsys.readouterr().err
+
+
 def test_a_supervisor_that_goes_away_is_told(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
     tells(server, *STEPS)
     assert entry.run(["image", "build", "-q", "/"]) == 125

@@ -108,6 +108,7 @@ def test_heredocs() -> None:
     ("text", "line", "what", "hint"),
     [
         ("FORM x", 1, "unknown instruction 'FORM'", "is FROM meant?"),
+        ("root:$y$j9T$abc:1:0:::", 1, "a line that begins with no instruction", ""),
         ("FROM x\n\nCOYP a b", 3, "unknown instruction 'COYP'", "is COPY meant?"),
         ("FROM x\nRUN a &&\n b", 3, "unknown instruction 'b'", "needs a \\"),
         ("FROM x\nRUN", 2, "RUN without arguments", ""),

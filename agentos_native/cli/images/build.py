@@ -61,7 +61,7 @@ def build(
     if "://" in context or context.startswith("git@"):
         hint = "fetch it yourself, then image build DIR"
         raise AgentosError("unsupported", "a context is not fetched", context, hint)
-    with _file(file) as path, supervised(ctx) as client:
+    with _file(file, context) as path, supervised(ctx) as client:
         request = _request(context, path, debug_shell, given)
         shown = "none" if quiet or output == "json" else progress
         with display(shown, " ".join(request.names)) as watching:
@@ -75,9 +75,13 @@ def build(
 
 
 @contextlib.contextmanager
-def _file(file: str | None) -> Iterator[str]:
+def _file(file: str | None, context: str) -> Iterator[str]:
     """The Dockerfile's absolute path, "" for the one of the context."""
     if file != "-":
+        inside = os.path.join(context, file or "")
+        if file and not os.path.exists(file) and os.path.exists(inside):
+            hint = f"-f is relative to the current directory: -f {inside}"
+            raise AgentosError("dockerfile-not-found", "there is no such file", file, hint)
         yield os.path.abspath(file) if file else ""
         return
     with tempfile.TemporaryDirectory(prefix="agentos-build-") as directory:

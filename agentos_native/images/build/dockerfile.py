@@ -41,6 +41,7 @@ INSTRUCTIONS: Final = frozenset(
 )
 
 _DIRECTIVE: Final = re.compile(r"#\s*([A-Za-z][A-Za-z0-9]*)\s*=\s*(.*?)\s*")
+_WORD: Final = re.compile(r"[A-Za-z]{1,24}")
 _NAME: Final = re.compile(r"\s*(\S+)\s*(.*)", re.DOTALL)
 HEREDOC_WORD: Final = re.compile(r"\d*<<(-?)([^<\s]+)")
 
@@ -228,7 +229,9 @@ class _Reader:
         if name not in INSTRUCTIONS:
             near = difflib.get_close_matches(name, sorted(INSTRUCTIONS), 1, 0.6)
             hint = f"is {near[0]} meant?" if near else "a line that goes on needs a \\ at the end of the line before"
-            raise invalid(f"unknown instruction {match[1][:40]!r}", self._name, line.number, hint)
+            if not _WORD.fullmatch(match[1]):  # then it may be any file, whose content is nobody's business
+                raise invalid("a line that begins with no instruction", self._name, line.number, hint)
+            raise invalid(f"unknown instruction {match[1]!r}", self._name, line.number, hint)
         flags, rest = self._flags(name, rest, line.number)
         if not rest.strip():
             raise invalid(f"{name} without arguments", self._name, line.number)

@@ -107,7 +107,7 @@ class Build:
     # -- what is to be done
 
     async def _plan(self, directory: int) -> Plan:
-        text, self._file = await self._thread(read_dockerfile, self._request)
+        text, self._file = await self._thread(read_dockerfile, self._request, directory)
         instructions = await self._thread(self._workshop.instructions, self._hand, text, self._file)
         file = os.path.relpath(self._request.file, self._request.context) if self._request.file else "Dockerfile"
         inside = "Dockerfile" if file.startswith("..") else file

@@ -7,6 +7,7 @@ only fds, mounts and the store.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -25,7 +26,7 @@ from agentos_native.images.model import Layer
 from agentos_native.images.session import ProgressCallback, Session
 from agentos_native.images.store import ImageStore
 from agentos_native.images.unpack.reading import Root
-from agentos_native.kernel.openat2 import RESOLVE_IN_ROOT, openat2
+from agentos_native.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_NO_MAGICLINKS, openat2
 from agentos_native.supervisor import guestfiles
 from agentos_native.wire.images import BuildRequest
 
@@ -234,29 +235,43 @@ def _status(root: int, name: str) -> os.stat_result | None:
         return None
 
 
-def read_dockerfile(request: BuildRequest) -> tuple[bytes, str]:
-    """The Dockerfile's text, and how errors name it.
+def read_dockerfile(request: BuildRequest, directory: int) -> tuple[bytes, str]:
+    """The Dockerfile's text, and how errors name it. That of the context, the fd `directory`, is a file below it,
+    also where it is a link; one that is named may be anywhere.
 
     Raises:
         AgentosError: ``dockerfile-not-found``, ``too-large``.
     """
     path = request.file or os.path.join(request.context, "Dockerfile")
-    name = os.path.basename(path)
     try:
-        with open(path, "rb", opener=_open_plain) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise AgentosError("dockerfile-not-found", "it is no file", path)
-            text = file.read(DOCKERFILE_MAX + 1)
+        if request.file:
+            found = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        else:
+            inside = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
+            found = openat2(directory, "Dockerfile", os.O_PATH | os.O_CLOEXEC, resolve=inside)
+        try:
+            text = _content(found, path)
+        finally:
+            os.close(found)
     except OSError as error:
+        what = "it leads out of the context" if error.errno == errno.EXDEV else f"cannot be read: {error.strerror}"
         hint = "say where it is: -f FILE" if not request.file else ""
-        raise AgentosError("dockerfile-not-found", f"cannot be read: {error.strerror}", path, hint) from None
-    if len(text) > DOCKERFILE_MAX:
+        raise AgentosError("dockerfile-not-found", what, path, hint) from None
+    return text, os.path.basename(path)
+
+
+def _content(found: int, path: str) -> bytes:
+    """Of the file `found`, opened by path only: to open a device may do something. No more than its size is read: what
+    the kernel makes up as it is read has none."""
+    status = os.fstat(found)
+    if not stat.S_ISREG(status.st_mode):
+        raise AgentosError("dockerfile-not-found", "it is no plain file", path)
+    if status.st_size > DOCKERFILE_MAX:
         raise AgentosError("too-large", f"a Dockerfile has at most {DOCKERFILE_MAX} bytes", path)
-    return text, name
-
-
-def _open_plain(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not status.st_size:
+        return b""
+    with open(f"/proc/self/fd/{found}", "rb") as file:
+        return file.read(status.st_size)
 
 
 def open_context(request: BuildRequest) -> int:
