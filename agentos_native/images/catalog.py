@@ -91,7 +91,7 @@ class Catalog:
             by_digest = self.records.names()
             digest, name = self.records.find(ref, by_digest)
             try:
-                return self._image(digest, name, by_digest)
+                return self._sound(self._image(digest, name, by_digest))
             except AgentosError:
                 if self.records.find(ref, self.records.names())[0] != digest:
                     continue  # it was removed or replaced between the two looks
@@ -101,7 +101,8 @@ class Catalog:
     def list(self) -> builtins.list[Image]:
         """One `Image` for each name, in the order of names, then those without a name.
 
-        An image whose record is damaged is listed too, with no layers and the reason as a note.
+        An image whose record is damaged, or of which a layer is gone, is listed too, with no layers and the reason as a
+        note.
         """
         with self.disk.locked(shared=True):
             by_digest = self.records.names()
@@ -334,7 +335,7 @@ class Catalog:
 
     def _image_or_note(self, digest: str, name: str, by_digest: Mapping[str, Sequence[str]]) -> Image:
         try:
-            return self._image(digest, name, by_digest)
+            image = self._image(digest, name, by_digest)
         except AgentosError as error:
             return Image(
                 digest=digest,
@@ -347,6 +348,26 @@ class Catalog:
                 layers=(),
                 notes=(error.what,),
             )
+        try:
+            return self._sound(image)
+        except AgentosError as error:
+            return msgspec.structs.replace(image, layers=(), stack=(), notes=(*image.notes, error.what))
+
+    def _sound(self, image: Image) -> Image:
+        """`image`, the layers of which are there; what is in them is for `verify` to see.
+
+        Raises:
+            AgentosError: ``image-damaged``.
+        """
+        gone = next((layer for layer in image.layers if not os.path.isdir(layer)), None)
+        if gone is None:
+            return image
+        shown = image.name or image.digest[:19]
+        hint = (
+            f"`agentos-native image verify {shown}` says what else is wrong; remove the image and import it again\n"
+            "(or pull or build it again, which brings back what is missing)"
+        )
+        raise AgentosError("image-damaged", f"layer {gone.name[:12]} of image {shown} is gone", str(gone), hint)
 
     def _image(self, digest: str, name: str, by_digest: Mapping[str, Sequence[str]]) -> Image:
         manifest = self.records.read(digest)

@@ -74,6 +74,8 @@ def prepare(image: Image, agent_dir: Path, id_base: int, files: Mapping[str, byt
             )
         _rewrite_files(directory, id_base, files)
     except OSError as error:
+        if (damaged := _damaged(error, image)) is not None:
+            raise damaged from error
         raise AgentosError(
             "rootfs-not-prepared", f"the agent's private layer cannot be made: {error}", str(agent_dir)
         ) from error
@@ -256,12 +258,8 @@ def _make_directory(root: int, workdir: Workdir) -> None:
 
 
 def _explain(error: OSError, image: Image, agent_dir: Path) -> AgentosError:
-    if error.errno == errno.ENOENT and any(not layer.is_dir() for layer in image.layers):
-        return AgentosError(
-            "image-damaged",
-            f"a layer of image {image.name or image.digest} is gone",
-            hint="remove the image and import it again",
-        )
+    if (damaged := _damaged(error, image)) is not None:
+        return damaged
     hint = ""
     if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM):
         hint = (
@@ -269,6 +267,18 @@ def _explain(error: OSError, image: Image, agent_dir: Path) -> AgentosError:
             "(ext4, xfs, btrfs, tmpfs with xattrs): set AGENTOS_STATE_DIR, and see `agentos-native check`"
         )
     return AgentosError("rootfs-not-mounted", str(error), str(agent_dir), hint)
+
+
+def _damaged(error: OSError, image: Image) -> AgentosError | None:
+    """An image that was whole when it was looked up."""
+    if error.errno != errno.ENOENT or all(layer.is_dir() for layer in image.layers):
+        return None
+    shown = image.name or image.digest[:19]
+    return AgentosError(
+        "image-damaged",
+        f"a layer of image {shown} is gone",
+        hint=f"`agentos-native image verify {shown}` says what is wrong; remove the image and import it again",
+    )
 
 
 # -- release

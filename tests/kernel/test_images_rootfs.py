@@ -231,6 +231,13 @@ def test_a_missing_layer_says_so(store: ImageStore, image: Image, agent: Path, n
     assert caught.value.code == "image-damaged"
 
 
+def test_a_layer_that_is_missing_from_the_beginning_says_so(store: ImageStore, image: Image, agent: Path) -> None:
+    image.layers[0].rename(image.layers[0].with_name("gone"))
+    with pytest.raises(AgentosError) as caught:
+        store.prepare(image, agent, ID_BASE, FILES)
+    assert (caught.value.code, "image verify" in caught.value.hint) == ("image-damaged", True)
+
+
 def test_a_filesystem_that_cannot_map_ids_says_so(image: Image, agent: Path, store: ImageStore, namespace: int) -> None:
     store.prepare(image, agent, ID_BASE, FILES)
     bad = Image(**{**{name: getattr(image, name) for name in image.__struct_fields__}, "layers": (Path("/proc/sys"),)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import os
+import shutil
 import signal
 import threading
 import time
@@ -223,6 +224,20 @@ def test_a_damaged_record_is_listed_blocks_gc_of_layers_and_can_be_removed(catal
     assert catalog.remove("a") == ["a", digest]
     assert litter(catalog) == []
     assert list(catalog.disk.layers.iterdir()) == []
+
+
+def test_an_image_without_one_of_its_layers_is_damaged(catalog: Catalog) -> None:
+    image = make_image(catalog, "a", b"base", b"x")
+    make_image(catalog, "b", b"base")
+    shutil.rmtree(image.layers[1])
+    with pytest.raises(AgentosError) as caught:
+        catalog.get("a")
+    assert (caught.value.code, "image a " in caught.value.what) == ("image-damaged", True)
+    assert "image verify a" in caught.value.hint
+    assert [any("is gone" in note for note in row.notes) for row in catalog.list()] == [True, False]
+    assert [len(row.layers) for row in catalog.list()] == [0, 1], "`image ls` calls it damaged"
+    make_image(catalog, "a", b"base", b"x")
+    assert catalog.get("a").digest == image.digest
 
 
 def test_importing_again_mends_a_damaged_record(catalog: Catalog) -> None:
