@@ -21,10 +21,11 @@ Neither needs space on the disk to remove something. What a kill leaves of it th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,8 +40,9 @@ from agentos_native.images.model import ImageConfig, Manifest
 _MANIFEST_MAX: Final = 1 << 20
 _DAMAGED_HINT: Final = "remove the image and import it again"
 _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
-_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _HEX: Final = 64
+_ALIEN: Final = "it is not agentos-native's: move it away"
 _NOWHERE: Final = "sha256:" + "0" * _HEX
 
 
@@ -70,7 +72,7 @@ class Records:
         """Digest → names in order, of all names that count; also of those that lead nowhere."""
         found: dict[str, list[str]] = {}
         for file_name in names_in(self._disk.refs):
-            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            with _skipping():
                 found.setdefault(self._target(file_name), []).append(names.from_file_name(file_name))
         gone = {name.removesuffix(".gone") for name in names_in(self._disk.manifests) if name.endswith(".gone")}
         return {digest: sorted(held) for digest, held in found.items() if hex_of(digest) not in gone}
@@ -83,6 +85,11 @@ class Records:
         finally:
             os.close(descriptor)
         return written if _DIGEST.fullmatch(written) else _NOWHERE
+
+    def aliens(self) -> list[Path]:
+        """What is among the names and is no file: nothing here makes that, so it is passed over and left alone."""
+        found = (self._disk.refs / file_name for file_name in names_in(self._disk.refs))
+        return [path for path in found if path.is_dir() or path.is_symlink()]
 
     def digests(self, by_digest: Mapping[str, Sequence[str]]) -> list[str]:
         """All images, damaged ones too, in the order of their digests; `by_digest` as `names` gives it."""
@@ -188,7 +195,7 @@ class Records:
         faults.point("store.manifest-written")
         try:
             self.point(name, digest)
-        except OSError:
+        except (OSError, AgentosError):
             os.unlink(made)
             raise
         os.rename(made, self._path(digest))
@@ -197,7 +204,13 @@ class Records:
 
     def point(self, name: str, digest: str) -> None:
         """Let `name` mean an image."""
-        self._disk.write(self._disk.refs / names.to_file_name(name), digest.encode())
+        path = self._disk.refs / names.to_file_name(name)
+        try:
+            self._disk.write(path, digest.encode())
+        except IsADirectoryError:
+            raise AgentosError(
+                "store-damaged", "there is a directory where a name is kept", str(path), _ALIEN
+            ) from None
         faults.point("store.name-written")
 
     def unpoint(self, name: str) -> None:
@@ -216,9 +229,10 @@ class Records:
 
     def _unpoint_all(self, digest: str) -> None:
         for file_name in names_in(self._disk.refs):
-            if self._target(file_name) == digest:
-                os.unlink(self._disk.refs / file_name)
-                faults.point("store.names-removed")
+            with _skipping():
+                if self._target(file_name) == digest:
+                    os.unlink(self._disk.refs / file_name)
+                    faults.point("store.names-removed")
         sync_directory(self._disk.refs)
 
     def modernize(self) -> None:
@@ -234,6 +248,16 @@ class Records:
         except AgentosError:
             return False
         return True
+
+
+@contextlib.contextmanager
+def _skipping() -> Iterator[None]:
+    """Over a name that was removed meanwhile, and over what is none: a directory, a symbolic link."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EISDIR, errno.ELOOP):
+            raise
 
 
 def known_names(by_digest: Mapping[str, Iterable[str]]) -> list[str]:

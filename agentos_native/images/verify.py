@@ -89,6 +89,7 @@ class Verification:
                 if label not in owners.setdefault(layer.digest, []):
                     owners[layer.digest].append(label)
         if ref is None:
+            findings += [Finding(image="", problem=f"{path} is no name of an image") for path in records.aliens()]
             findings += self._look_at_keys(layers)
         for digest in layers:
             owners.setdefault(digest, [])

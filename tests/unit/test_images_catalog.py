@@ -226,6 +226,13 @@ def test_a_damaged_record_is_listed_blocks_gc_of_layers_and_can_be_removed(catal
     assert list(catalog.disk.layers.iterdir()) == []
 
 
+def test_some_of_many_agents_are_named(catalog: Catalog) -> None:
+    digest = make_image(catalog, "a", b"x").digest
+    with pytest.raises(AgentosError) as caught:
+        catalog.remove("a", {digest: [f"team/w{number}" for number in (4, 2, 3, 1)]})
+    assert caught.value.what.endswith("used by agents: team/w1, team/w2, team/w3 and 1 more")
+
+
 def test_an_image_without_one_of_its_layers_is_damaged(catalog: Catalog) -> None:
     image = make_image(catalog, "a", b"base", b"x")
     make_image(catalog, "b", b"base")
@@ -238,6 +245,21 @@ def test_an_image_without_one_of_its_layers_is_damaged(catalog: Catalog) -> None
     assert [len(row.layers) for row in catalog.list()] == [0, 1], "`image ls` calls it damaged"
     make_image(catalog, "a", b"base", b"x")
     assert catalog.get("a").digest == image.digest
+
+
+def test_what_is_no_file_among_the_names_is_passed_over(catalog: Catalog) -> None:
+    make_image(catalog, "a", b"x")
+    (catalog.disk.refs / "alien").mkdir()
+    (catalog.disk.refs / "link").symlink_to("a")
+    assert [row.name for row in catalog.list()] == ["a"]
+    assert [problem.rpartition("/")[2] for _, problem in problems(catalog)] == [
+        "alien is no name of an image",
+        "link is no name of an image",
+    ]
+    assert code_of(lambda: catalog.tag("a", "alien")) == "store-damaged"
+    assert code_of(lambda: make_image(catalog, "alien", b"y")) == "store-damaged"
+    catalog.remove("a")
+    assert catalog.list() == []
 
 
 def test_importing_again_mends_a_damaged_record(catalog: Catalog) -> None:
