@@ -44,6 +44,7 @@ from agentos_native.images.records import Records, hex_of, manifest_digest
 __all__ = ["Catalog", "InUse", "Lease", "Staging", "manifest_digest"]
 
 _TRIES: Final = 5
+_NAMED: Final = 3
 
 
 class Staging(NamedTuple):
@@ -269,7 +270,8 @@ class Catalog:
         lease may be held by that lease.
 
         Args:
-            in_use: digests of images that agents have; they are refused unless another name keeps the image.
+            in_use: digests of images that agents have, or these agents by digest; they are refused unless another name
+                keeps the image.
 
         Returns:
             What is gone: names, then perhaps the digest.
@@ -292,7 +294,7 @@ class Catalog:
             elsewhere = leases.live(self.disk, but=leases.current(self.disk)).images
             with gc.used(in_use) as busy:
                 if digest in busy or digest in elsewhere:
-                    raise _used(ref, digest in busy)
+                    raise _used(ref, digest in busy, busy.get(digest, ()) if isinstance(busy, Mapping) else ())
                 self.records.retire(digest)
             self.records.settle()
             aside = gc.sweep(self._parts, layers)
@@ -388,8 +390,11 @@ class Catalog:
         )
 
 
-def _used(ref: str, by_agents: bool) -> AgentosError:
+def _used(ref: str, by_agents: bool, agents: Sequence[str]) -> AgentosError:
     if by_agents:
-        hint = "remove those agents first: `agentos-native ps -a` names them"
-        return AgentosError("image-in-use", f"image {ref!r} is used by agents", hint=hint)
+        hint = "remove those agents first: `agentos-native ps -a` shows all"
+        named = ", ".join(sorted(agents)[:_NAMED])
+        more = f" and {len(agents) - _NAMED} more" if len(agents) > _NAMED else ""
+        what = f"image {ref!r} is used by agents{': ' if named else ''}{named}{more}"
+        return AgentosError("image-in-use", what, hint=hint)
     return AgentosError("image-in-use", f"image {ref!r} is used by a build or an export", hint="wait for its end")

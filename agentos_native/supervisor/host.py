@@ -122,12 +122,16 @@ class Host:
             image = self._by_digest[digest] = self.images.get(digest)
         return image
 
-    def images_in_use(self) -> set[str]:
-        """Digests of the images that agents have."""
-        return {agent.record.image_digest for agent in self.agents}
+    def images_in_use(self) -> dict[str, list[str]]:
+        """Digests of the images that agents have, and which agents: ``tenant/name``."""
+        found: dict[str, list[str]] = {}
+        for agent in self.agents:
+            spec = agent.record.spec
+            found.setdefault(agent.record.image_digest, []).append(f"{spec.tenant}/{spec.name}")
+        return found
 
     @contextlib.contextmanager
-    def images_kept(self) -> Iterator[set[str]]:
+    def images_kept(self) -> Iterator[dict[str, list[str]]]:
         """`images_in_use` for any thread, for as long as no agent can be given an image."""
         with self.admitting:
             yield self.images_in_use()

@@ -42,7 +42,7 @@ def test_an_agent_and_a_removal_at_once(tmp_path: Path, how: str) -> None:
         try:
             store.remove(digest, lifecycle.host.images_kept)
         except AgentosError as error:
-            assert error.code == "image-in-use"
+            assert (error.code, "default/a" in error.what) == ("image-in-use", True)
             return False
         return True
 
