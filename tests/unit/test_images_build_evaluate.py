@@ -196,6 +196,18 @@ def test_an_empty_user_is_root_as_docker_has_it_but_not_in_silence() -> None:
     assert found.notes == ("Dockerfile:3: USER is empty once its variables are expanded, which means root",)
 
 
+@pytest.mark.parametrize("user", ["65536", "0:70000", "99999999999999999999", "$big"])
+def test_users_that_no_agent_has(user: str) -> None:
+    with pytest.raises(AgentosError) as caught:
+        plan(f"FROM python\nARG big=70000\nUSER {user}\n")
+    assert (caught.value.code, caught.value.where) == ("invalid-dockerfile", "Dockerfile:3")
+    assert "65535" in caught.value.hint
+
+
+def test_users_that_agents_have() -> None:
+    assert config("FROM python\nUSER 65535:0\n").user == "65535:0"
+
+
 def test_the_maintainer_is_the_author() -> None:
     assert plan("FROM python\nMAINTAINER Ada $A\n").author == "Ada base"
 

@@ -11,6 +11,7 @@ from typing import Final
 from agentos_native.images.build.dockerfile import exec_form, parse
 from agentos_native.images.build.model import Instruction, Run
 from agentos_native.images.build.scope import InstructionError, State, unsupported
+from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Healthcheck
 
 DEFAULT_SHELL: Final = ("/bin/sh", "-c")
@@ -91,6 +92,9 @@ def _user(instruction: Instruction, state: State) -> None:
     user = state.expander(instruction).word(instruction.text)
     if not user.strip():
         state.note("USER is empty once its variables are expanded, which means root")
+    for part in user.strip().split(":"):
+        if part.isascii() and part.isdigit() and (len(part) > 10 or int(part) >= ID_RANGE):
+            raise InstructionError(f"{part[:20]} is no id of an agent", f"ids are 0 to {ID_RANGE - 1}")
     state.set(user=user.strip())
 
 
