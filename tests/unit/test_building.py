@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -362,6 +364,21 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, text: str, code: str, words
         assert not code or error.code == code, error
         assert words in str(error)
         assert scene.left() == ([], [], [])
+
+    play(tmp_path, story)
+
+
+def test_a_registry_without_room_is_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        with contextlib.closing(sqlite3.connect(":memory:")) as db:
+            db.execute("PRAGMA max_page_count = 1")
+            db.execute("CREATE TABLE t (x)")
+
+    async def story(scene: Scene) -> None:
+        scene.say("FROM base\nRUN one\n")
+        monkeypatch.setattr(scene.lifecycle.host.registry, "save", full)
+        error = AgentosError.from_dict((await scene.build())[-1].error or {})
+        assert (error.code, "image gc" in error.hint) == ("disk-full", True)
 
     play(tmp_path, story)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import secrets
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 
 from agentos_native.errors import AgentosError
@@ -75,7 +77,7 @@ class Builder:
             raise
         except Exception as error:
             _log.exception("a build failed")
-            feed.put(_failed(AgentosError("internal", f"{type(error).__name__}: {error}")))
+            feed.put(_failed(_explained(error)))
         else:
             feed.put(ImageEvent(kind="done", image=self._view(image)))
             events.add("image-built", image=" ".join(request.names), digest=image.digest, build=build)
@@ -90,6 +92,17 @@ class Builder:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._workshop.threads.shutdown(wait=False)
+
+
+def _explained(error: Exception) -> AgentosError:
+    """What nobody foresaw, and a disk without room, which can show anywhere."""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, sqlite3.OperationalError):  # SQLITE_IOERR: the journal's memory map had no room
+        full = getattr(error, "sqlite_errorname", "").startswith(("SQLITE_FULL", "SQLITE_IOERR"))
+    if full:
+        hint = "`agentos-native image gc` and `agentos-native rm` of ended agents make room"
+        return AgentosError("disk-full", f"the build has no room: {error}", "state directory", hint)
+    return AgentosError("internal", f"{type(error).__name__}: {error}")
 
 
 def _failed(error: AgentosError) -> ImageEvent:
