@@ -17,6 +17,7 @@ import pytest
 from agentos_native.errors import AgentosError
 from agentos_native.images import overlay, rootfs
 from agentos_native.images.model import Image
+from agentos_native.images.oci.model import LAYERS_MAX
 from agentos_native.images.overlay import Style
 from agentos_native.images.rootfs import Workdir
 from agentos_native.images.users import resolve_user
@@ -95,6 +96,16 @@ result = [walk(), open('keep').read(), open('var/link').read(), os.stat('etc').s
           os.stat('linked').st_ino == os.stat('other-name').st_ino, os.listxattr('cache')]
 """
 MERGED = ["cache/new", "etc/group", "etc/passwd", "keep", "linked", "other-name", "var/link"]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_as_many_layers_as_an_image_may_have(tmp_path: Path, agent: Path, namespace: int, read_only: bool) -> None:
+    many = Stack(tmp_path / "layers")
+    for _ in range(LAYERS_MAX):
+        many.layer()
+    image = many.image()
+    rootfs.prepare(image, agent, ID_BASE, {})
+    os.close(rootfs.mount(image, agent, namespace, read_only))
 
 
 def test_what_the_agent_sees(stack: Stack, agent: Path, namespace: int, style: Style) -> None:

@@ -208,7 +208,7 @@ def test_layers_of_all_compressions_and_of_docker_are_taken() -> None:
         ),
         ("unsupported-layout", {"layers": [descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")]}),
         ("unsupported-layout", {"layers": [descriptor("application/vnd.in-toto+json")]}),
-        ("unsupported-layout", {"layers": [descriptor(model.LAYER)] * 501}),
+        ("unsupported-layout", {"layers": [descriptor(model.LAYER)] * (model.LAYERS_MAX + 1)}),
         ("invalid-layout", {"manifests": []}),
         ("invalid-layout", {"mediaType": model.INDEX}),
         ("invalid-layout", {"layers": None}),

@@ -37,8 +37,10 @@ REFERENCE_TYPE: Final = "vnd.docker.reference.type"
 
 DOCUMENT_MAX: Final = 4 << 20
 """Bytes of an index, manifest or config: what registries agree to take at least, and hardly any takes more."""
-LAYERS_MAX: Final = 500
-"""Layers that overlayfs stacks (OVL_MAX_STACK)."""
+LAYERS_MAX: Final = 499
+"""Layers of an image: overlayfs stacks 500 (OVL_MAX_STACK), one of which are the files of an agent whose root is
+read-only.
+"""
 DEPTH_MAX: Final = 4
 """Indexes inside indexes."""
 

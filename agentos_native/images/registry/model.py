@@ -37,7 +37,7 @@ class PullLimits(msgspec.Struct, frozen=True, kw_only=True):
     redirects: int = 5
     document: int = 4 << 20
     token: int = 64 << 10
-    layers: int = 500
+    layers: int = 499
     bytes: int = 64 << 30
     parallel: int = 3
     memory: int = 1 << 30

@@ -195,11 +195,11 @@ class Build:
         return made
 
     def _check_room(self, tree: _Tree, place: _Place) -> None:
-        """One more layer must still be one that can be mounted; an agent's private layer does not count."""
+        """One more layer must still be one that can be mounted below an agent's private layer."""
         if len(tree.layers) >= LAYERS_MAX:
             raise AgentosError(
                 "too-many-layers",
-                f"this instruction would make layer {len(tree.layers) + 1}; overlayfs stacks {LAYERS_MAX}",
+                f"this instruction would make layer {len(tree.layers) + 1}; an image has {LAYERS_MAX} at most",
                 f"{self._file}:{place.line}",
                 "join instructions: one RUN with several commands (&&), one COPY of several files",
             )
