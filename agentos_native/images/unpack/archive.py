@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import struct
 import tarfile
 from collections.abc import Iterator
@@ -59,6 +60,32 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     segments: tuple[tuple[int, int], ...] | None = None
     xattrs: tuple[tuple[str, bytes], ...] = ()
     opaque: bool = False
+
+
+def entry_of(
+    path: bytes,
+    kind: Kind,
+    status: os.stat_result,
+    *,
+    target: bytes = b"",
+    segments: tuple[tuple[int, int], ...] | None = None,
+    xattrs: tuple[tuple[str, bytes], ...] = (),
+    opaque: bool = False,
+) -> Entry:
+    """The entry that something on disk would be."""
+    return Entry(
+        path=path,
+        kind=kind,
+        mode=stat.S_IMODE(status.st_mode),
+        uid=status.st_uid,
+        gid=status.st_gid,
+        mtime_ns=status.st_mtime_ns,
+        size=status.st_size if kind == "file" else 0,
+        target=target,
+        segments=segments,
+        xattrs=xattrs,
+        opaque=opaque,
+    )
 
 
 def show(path: bytes) -> str:

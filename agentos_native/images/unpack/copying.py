@@ -26,12 +26,11 @@ import msgspec
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
-from agentos_native.images.unpack.archive import Entry, check_path, hostile, show
+from agentos_native.images.unpack.archive import Entry, check_path, entry_of, hostile, show
 from agentos_native.images.unpack.chmod import parse_mode
-from agentos_native.images.unpack.directory import read_xattrs
 from agentos_native.images.unpack.jobs import Report
 from agentos_native.images.unpack.messages import CopyItem, Job, Written
-from agentos_native.images.unpack.reading import Found, Reading, Root, open_beneath, stamp_of
+from agentos_native.images.unpack.reading import Found, Reading, Root, open_beneath, read_xattrs, stamp_of
 from agentos_native.images.unpack.writer import TreeWriter
 
 _OVERLAY: Final = "user.overlay."
@@ -158,7 +157,7 @@ class _Copier:
             if not found.is_directory:
                 raise _no_directory(each, found)
             kept = self._attributes_below(each)
-            self._writer.add(_entry(each, "directory", status, stat.S_IMODE(status.st_mode), xattrs=kept))
+            self._writer.add(entry_of(each, "directory", status, xattrs=kept))
 
     def _attributes_below(self, path: bytes) -> tuple[tuple[str, bytes], ...]:
         """The extended attributes of a directory of the base."""
@@ -236,37 +235,14 @@ class _Copier:
         if self._change is not None and kind != "symlink":
             mode = self._change(mode, kind == "directory")
         kept = _own(read_xattrs(descriptor)) if descriptor >= 0 else ()
-        made = _entry(path, kind, status, mode, target=target, segments=segments, xattrs=kept)
+        made = entry_of(path, kind, status, target=target, segments=segments, xattrs=kept)
+        made = msgspec.structs.replace(made, mode=mode)
         if self._job.chown is not None:
             uid, gid = self._job.chown
             return msgspec.structs.replace(made, uid=uid, gid=gid)
         if not (made.uid < ID_RANGE and made.gid < ID_RANGE):
             raise hostile(f"owner {made.uid}:{made.gid}; an image has ids 0 to {ID_RANGE - 1}", path)
         return made
-
-
-def _entry(
-    path: bytes,
-    kind: Kind,
-    status: os.stat_result,
-    mode: int,
-    *,
-    target: bytes = b"",
-    segments: tuple[tuple[int, int], ...] | None = None,
-    xattrs: tuple[tuple[str, bytes], ...] = (),
-) -> Entry:
-    return Entry(
-        path=path,
-        kind=kind,
-        mode=mode,
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime_ns=status.st_mtime_ns,
-        size=status.st_size if kind == "file" else 0,
-        target=target,
-        segments=segments,
-        xattrs=xattrs,
-    )
 
 
 def _join(root: bytes, path: bytes) -> bytes:

@@ -14,9 +14,9 @@ import os
 import stat
 from typing import Final
 
-from agentos_native.images.unpack.directory import read_xattrs
 from agentos_native.images.unpack.early import EarlyHashes
 from agentos_native.images.unpack.messages import Measured
+from agentos_native.images.unpack.reading import read_xattrs
 from agentos_native.images.unpack.stream import CHUNK
 from agentos_native.images.unpack.writer import OPAQUE, STRICT, WHITEOUT, kept_xattr
 from agentos_native.kernel.openat2 import openat2

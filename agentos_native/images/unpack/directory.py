@@ -16,9 +16,9 @@ from typing import Final
 from agentos_native.errors import AgentosError
 from agentos_native.images.confine import ID_RANGE
 from agentos_native.images.model import Limits
-from agentos_native.images.unpack.archive import DEVICE_HINT, Entry, check_path, hostile, show
-from agentos_native.images.unpack.stream import CHUNK
-from agentos_native.images.unpack.writer import OPAQUE, OVERLAY, STRICT, WHITEOUT, Data, TreeWriter
+from agentos_native.images.unpack.archive import DEVICE_HINT, Entry, Kind, check_path, entry_of, hostile, show
+from agentos_native.images.unpack.reading import Reading, read_xattrs
+from agentos_native.images.unpack.writer import OPAQUE, OVERLAY, STRICT, WHITEOUT, TreeWriter
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -39,7 +39,7 @@ class DirectoryReader:
         self._upper = upper
         self._exclude = frozenset(check_path(path, limits) for path in exclude)
         self._links: dict[tuple[int, int], bytes] = {}
-        self._buffer = memoryview(bytearray(CHUNK))
+        self._reading = Reading()
         self._skipped: list[str] = []
 
     def copy(self, writer: TreeWriter) -> None:
@@ -117,32 +117,17 @@ class DirectoryReader:
         if stat.S_ISDIR(status.st_mode):
             writer.add(self._entry(path, status, "directory", descriptor))
         elif stat.S_ISREG(status.st_mode):
-            segments = _segments(descriptor, status.st_size) if status.st_blocks * 512 < status.st_size else None
-            writer.add(
-                self._entry(path, status, "file", descriptor, segments=segments), self._data(descriptor, segments)
-            )
+            segments = self._reading.segments(descriptor, status)
+            entry = self._entry(path, status, "file", descriptor, segments=segments)
+            writer.add(entry, self._reading.data(descriptor, segments))
         else:
             raise hostile("it was replaced while it was read", path)
-
-    def _data(self, descriptor: int, segments: tuple[tuple[int, int], ...] | None) -> Data:
-        if segments is None:
-            while size := os.readv(descriptor, [self._buffer]):
-                yield self._buffer[:size]
-            return
-        for start, length in segments:
-            position = start
-            while position < start + length:
-                size = os.preadv(descriptor, [self._buffer[: start + length - position]], position)
-                if not size:
-                    raise OSError(errno.EIO, "the file became shorter while it was read")
-                yield self._buffer[:size]
-                position += size
 
     def _entry(
         self,
         path: bytes,
         status: os.stat_result,
-        kind: str,
+        kind: Kind,
         descriptor: int,
         *,
         target: bytes = b"",
@@ -155,47 +140,7 @@ class DirectoryReader:
         opaque = self._upper and kind == "directory" and (OPAQUE, b"y") in xattrs
         if self._upper:
             xattrs = tuple((name, value) for name, value in xattrs if not name.startswith(OVERLAY))
-        return Entry(
-            path=path,
-            kind=kind,  # type: ignore[arg-type]  # one of Kind, by the callers above
-            mode=stat.S_IMODE(status.st_mode),
-            uid=status.st_uid,
-            gid=status.st_gid,
-            mtime_ns=status.st_mtime_ns,
-            size=status.st_size if kind == "file" else 0,
-            target=target,
-            segments=segments,
-            xattrs=xattrs,
-            opaque=opaque,
-        )
-
-
-def read_xattrs(descriptor: int) -> tuple[tuple[str, bytes], ...]:
-    """All extended attributes of an open file, by name; none where the filesystem has none."""
-    try:
-        names = os.listxattr(descriptor)
-    except OSError as error:
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
-            return ()
-        raise
-    return tuple((name, os.getxattr(descriptor, name)) for name in sorted(names))
-
-
-def _segments(descriptor: int, size: int) -> tuple[tuple[int, int], ...]:
-    """The parts of a sparse file that hold data, as (offset, length)."""
-    found = []
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(descriptor, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        position = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
-        found.append((start, position - start))
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return tuple(found)
+        return entry_of(path, kind, status, target=target, segments=segments, xattrs=xattrs, opaque=opaque)
 
 
 def _unreadable(path: bytes, error: OSError) -> AgentosError:

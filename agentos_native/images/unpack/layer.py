@@ -20,15 +20,14 @@ import errno
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from agentos_native.images.model import Limits
-from agentos_native.images.unpack.archive import Entry, Kind, hostile, show
-from agentos_native.images.unpack.directory import read_xattrs
-from agentos_native.images.unpack.reading import Found, Reading, Root, open_beneath
+from agentos_native.images.unpack.archive import Entry, Kind, entry_of, hostile, show
+from agentos_native.images.unpack.reading import Found, Reading, Root, open_beneath, read_xattrs
 from agentos_native.images.unpack.writer import Data, TreeWriter, explained
 
 _WHITEOUT: Final = b".wh."
@@ -177,7 +176,7 @@ class LayerWriter(TreeWriter):
             self._parent(path)
         elif not stat.S_ISDIR(here.st_mode):
             return
-        known = self._directories.get(path) or _entry(path, found.status, "directory")
+        known = self._directories.get(path) or entry_of(path, "directory", found.status)
         self._directories[path] = msgspec.structs.replace(known, opaque=True)
 
     def _replaced(self, entry: Entry) -> None:
@@ -238,7 +237,7 @@ class LayerWriter(TreeWriter):
         if found is None or not found.is_directory:
             return
         with self._reading.opened(self._base.descriptor, path) as (descriptor, status):
-            self._directories[path] = _entry(path, status, "directory", xattrs=_xattrs(descriptor))
+            self._directories[path] = entry_of(path, "directory", status, xattrs=_xattrs(descriptor))
 
     def real(self, path: bytes) -> bytes:
         """Where the directory `path` is, without links."""
@@ -265,12 +264,11 @@ class LayerWriter(TreeWriter):
             raise hostile("a hard link to a device of a lower layer", path)
         with self._reading.opened(self._base.descriptor, path) as (descriptor, status):
             if kind != "file":
-                self._add_checked(_entry(path, status, kind, target=found.target))
+                self._add_checked(entry_of(path, kind, status, target=found.target))
                 return
             segments = self._reading.segments(descriptor, status)
-            entry = _entry(path, status, kind, xattrs=_xattrs(descriptor))
-            data: Iterator[memoryview] = self._reading.data(descriptor, segments)
-            self._add_checked(msgspec.structs.replace(entry, segments=segments), data)
+            entry = entry_of(path, kind, status, segments=segments, xattrs=_xattrs(descriptor))
+            self._add_checked(entry, self._reading.data(descriptor, segments))
 
     def _add_checked(self, entry: Entry, data: Data = ()) -> None:
         super().add(entry, data)
@@ -286,27 +284,6 @@ def _names(root: int) -> list[bytes]:
 
 def _whiteout(path: bytes) -> Entry:
     return Entry(path=path, kind="whiteout", mode=0, uid=0, gid=0, mtime_ns=0)
-
-
-def _entry(
-    path: bytes,
-    status: os.stat_result,
-    kind: Kind,
-    *,
-    target: bytes = b"",
-    xattrs: tuple[tuple[str, bytes], ...] = (),
-) -> Entry:
-    return Entry(
-        path=path,
-        kind=kind,
-        mode=stat.S_IMODE(status.st_mode),
-        uid=status.st_uid,
-        gid=status.st_gid,
-        mtime_ns=status.st_mtime_ns,
-        size=status.st_size if kind == "file" else 0,
-        target=target,
-        xattrs=xattrs,
-    )
 
 
 def _xattrs(descriptor: int) -> tuple[tuple[str, bytes], ...]:

@@ -154,3 +154,14 @@ class Reading:
             found.append((start, position - start))
         os.lseek(descriptor, 0, os.SEEK_SET)
         return tuple(found)
+
+
+def read_xattrs(descriptor: int) -> tuple[tuple[str, bytes], ...]:
+    """All extended attributes of an open file, by name; none where the filesystem has none."""
+    try:
+        names = os.listxattr(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOTSUP, errno.ENOSYS):
+            return ()
+        raise
+    return tuple((name, os.getxattr(descriptor, name)) for name in sorted(names))
