@@ -28,6 +28,7 @@ FAR4, FAR6 = "198.51.100.7", "2001:db8:7::7"
 METADATA4 = "169.254.169.254"
 SILENCE_SECONDS = 0.3
 ARRIVES_SECONDS = 20.0
+LOOPBACK = ("src=127.", "src=0000:0000:0000:0000:0000:0000:0000:0001")
 
 Result = TypeVar("Result")
 
@@ -210,7 +211,7 @@ def set_elements(table: str) -> dict[str, int]:
 def tracked() -> int:
     """Connections that the host tracks, but for those with itself over loopback, which other tests leave behind."""
     with open("/proc/net/nf_conntrack", encoding="ascii") as file:
-        return sum("src=127." not in line and "src=0000:0000:0000:0000:0000:0000:0000:0001" not in line for line in file)
+        return sum(not any(own in line for own in LOOPBACK) for line in file)
 
 
 def open_fds() -> int:
