@@ -12,13 +12,14 @@ import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from agentos_native.kernel import ns
 
@@ -28,7 +29,6 @@ FAR4, FAR6 = "198.51.100.7", "2001:db8:7::7"
 METADATA4 = "169.254.169.254"
 SILENCE_SECONDS = 0.3
 ARRIVES_SECONDS = 20.0
-LOOPBACK = ("src=127.", "src=0000:0000:0000:0000:0000:0000:0000:0001")
 
 Result = TypeVar("Result")
 
@@ -150,7 +150,11 @@ def listening(netns: int, address: str, port: int) -> Iterator[socket.socket]:
 class World:
     """The host's uplink and the outside; `outside` is the fd of its namespace."""
 
+    earlier: ClassVar[set[tuple[str, ...]]] = set()
+    """The connections that were tracked before the last world was made."""
+
     def __init__(self) -> None:
+        World.earlier = connections()
         self.outside = new_namespace()
         run("ip link set lo up")
         run(f"ip link add wan0 type veth peer name wan1 netns /proc/{os.getpid()}/fd/{self.outside}")
@@ -208,10 +212,15 @@ def set_elements(table: str) -> dict[str, int]:
     return {entry["name"]: len(entry.get("elem", [])) for entry in sets if entry["table"] == table}
 
 
-def tracked() -> int:
-    """Connections that the host tracks, but for those with itself over loopback, which other tests leave behind."""
+def connections() -> set[tuple[str, ...]]:
+    """What the host tracks: protocol, addresses, ports and zone of each connection."""
     with open("/proc/net/nf_conntrack", encoding="ascii") as file:
-        return sum(not any(own in line for own in LOOPBACK) for line in file)
+        return {(line.split()[2], *re.findall(r"(?:src|dst|sport|dport|id|zone)=\S+", line)) for line in file}
+
+
+def tracked() -> int:
+    """Connections that the host tracks, but for those of other tests, which were there before the world."""
+    return len(connections() - World.earlier)
 
 
 def open_fds() -> int:
