@@ -128,13 +128,13 @@ def test_what_the_machine_cannot_run_does_not_suit(there: str, want: str) -> Non
 def test_several_images_of_a_layout_are_chosen_by_name_or_digest() -> None:
     entries = [
         descriptor(digit="1", **tagged("one")),
-        descriptor(digit="2", annotations={model.REF_NAME: "2", model.CONTAINERD_NAME: "docker.io/a/b:2"}),
+        descriptor(digit="2", annotations={model.REF_NAME: "2", model.CONTAINERD_NAME: "registry.example/a/b:2"}),
     ]
     with pytest.raises(AgentosError) as caught:
         choose(*entries)
     assert caught.value.code == "ambiguous-ref"
-    assert "'one', 'docker.io/a/b:2'" in caught.value.hint
-    for ref, digit in (("one", "1"), ("2", "2"), ("docker.io/a/b:2", "2"), ("sha256:" + "1" * 64, "1")):
+    assert "'one', 'registry.example/a/b:2'" in caught.value.hint
+    for ref, digit in (("one", "1"), ("2", "2"), ("registry.example/a/b:2", "2"), ("sha256:" + "1" * 64, "1")):
         assert choose(*entries, ref=ref).digest == "sha256:" + digit * 64
     with pytest.raises(AgentosError) as caught:
         choose(*entries, ref="three")

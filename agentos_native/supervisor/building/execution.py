@@ -348,15 +348,11 @@ class Build:
 
 
 def _find(workshop: Workshop, name: str) -> Image:
-    """The image that FROM or --from names. Docker's own way to write a name without a host is understood."""
-    tried = [name, *(name.removeprefix(prefix) for prefix in ("docker.io/library/", "docker.io/"))]
-    for number, candidate in enumerate(dict.fromkeys(tried)):
-        try:
-            return workshop.catalog.get(candidate)
-        except AgentosError as error:
-            if error.code != "image-not-found" or number == len(dict.fromkeys(tried)) - 1:
-                raise _not_found(name, error) from None
-    raise AssertionError("the last one raises")
+    """The image that FROM or --from names."""
+    try:
+        return workshop.catalog.get(name)
+    except AgentosError as error:
+        raise _not_found(name, error) from None
 
 
 def _not_found(name: str, error: AgentosError) -> AgentosError:
