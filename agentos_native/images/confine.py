@@ -114,6 +114,12 @@ def leave_host() -> None:
     mount.fsconfig_create(context)
     attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC
     root = mount.fsmount(context, mount.FSMOUNT_CLOEXEC, attributes)
+    os.close(context)
+    move_root(root)
+
+
+def move_root(root: int) -> None:
+    """Make the detached mount `root` this mount namespace's only one, and close it."""
     # pivot_root wants a mount point; every host has /proc, and in this mount namespace nobody needs it any more
     mount.move_mount(root, "", AT_FDCWD, "/proc", mount.MOVE_MOUNT_F_EMPTY_PATH)
     os.fchdir(root)
@@ -121,7 +127,6 @@ def leave_host() -> None:
     mount.umount2(".", mount.MNT_DETACH)
     os.chdir("/")
     os.close(root)
-    os.close(context)
 
 
 def become_root_of(userns: int) -> None:
@@ -154,14 +159,21 @@ def keep_capabilities(kept: Iterable[int]) -> None:
 
 def limit_resources(limits: Limits) -> None:
     """Bounds on what a decoder can be led to do: memory, processor time, file size, fds, threads."""
-    for which, value in (
-        (resource.RLIMIT_AS, limits.memory),
-        (resource.RLIMIT_CPU, limits.cpu_seconds),
-        (resource.RLIMIT_FSIZE, limits.bytes),
-        (resource.RLIMIT_NOFILE, 256),
-        (resource.RLIMIT_NPROC, 16),
-        (resource.RLIMIT_CORE, 0),
-    ):
+    set_limits(
+        (
+            (resource.RLIMIT_AS, limits.memory),
+            (resource.RLIMIT_CPU, limits.cpu_seconds),
+            (resource.RLIMIT_FSIZE, limits.bytes),
+            (resource.RLIMIT_NOFILE, 256),
+            (resource.RLIMIT_NPROC, 16),
+            (resource.RLIMIT_CORE, 0),
+        )
+    )
+
+
+def set_limits(wanted: Iterable[tuple[int, int]]) -> None:
+    """Soft and hard resource limits, or the hard ones that there are where those are lower."""
+    for which, value in wanted:
         _, hard = resource.getrlimit(which)
         allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(which, (allowed, allowed))

@@ -18,7 +18,7 @@ import pyseccomp
 from agentos_native.images import confine
 from agentos_native.images.registry.model import PullLimits
 from agentos_native.kernel import caps, mount, ns
-from agentos_native.kernel.libc import AT_EMPTY_PATH, AT_FDCWD, libc_call
+from agentos_native.kernel.libc import AT_EMPTY_PATH, libc_call
 
 FETCHER_ID: Final = confine.UNPACKER_BASE - 1
 """The user and the group of every fetcher: the id below the unpackers' range."""
@@ -54,14 +54,8 @@ def leave_host() -> None:
     root = mount.fsmount(context, mount.FSMOUNT_CLOEXEC, attributes)
     _copy_configuration(root)
     mount.mount_setattr(root, "", AT_EMPTY_PATH, mount.MOUNT_ATTR_RDONLY)
-    # pivot_root wants a mount point; see `confine.leave_host`
-    mount.move_mount(root, "", AT_FDCWD, "/proc", mount.MOVE_MOUNT_F_EMPTY_PATH)
-    os.fchdir(root)
-    libc_call("pivot_root", ".", ".", path="/proc")
-    mount.umount2(".", mount.MNT_DETACH)
-    os.chdir("/")
-    os.close(root)
     os.close(context)
+    confine.move_root(root)
 
 
 def _copy_configuration(root: int) -> None:
@@ -96,17 +90,16 @@ def become_nobody() -> None:
 
 def limit_resources(limits: PullLimits) -> None:
     """Bounds on what a registry can lead the fetcher to do."""
-    for which, value in (
-        (resource.RLIMIT_AS, limits.memory),
-        (resource.RLIMIT_CPU, limits.cpu_seconds),
-        (resource.RLIMIT_FSIZE, limits.bytes),
-        (resource.RLIMIT_NOFILE, 128),
-        (resource.RLIMIT_NPROC, 256),  # threads of all fetchers together
-        (resource.RLIMIT_CORE, 0),
-    ):
-        _, hard = resource.getrlimit(which)
-        allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(which, (allowed, allowed))
+    confine.set_limits(
+        (
+            (resource.RLIMIT_AS, limits.memory),
+            (resource.RLIMIT_CPU, limits.cpu_seconds),
+            (resource.RLIMIT_FSIZE, limits.bytes),
+            (resource.RLIMIT_NOFILE, 128),
+            (resource.RLIMIT_NPROC, 256),  # threads of all fetchers together
+            (resource.RLIMIT_CORE, 0),
+        )
+    )
 
 
 def filter_system_calls() -> None:
