@@ -106,12 +106,14 @@ def test_limits_bind_and_the_rest_goes_to_others() -> None:
 
 
 def test_tiers_in_order_and_a_floor_below() -> None:
+    """What the high tier wants is half of two CPUs: no thread could have the whole of one, whose tenth is the kernel's
+    and the supervisor's."""
     with Load("tiers") as load:
-        load.agent("high", tier="high", threads=1)
+        load.agent("high", tier="high", limit=1000)
         load.agent("normal")
         load.agent("low", tier="low", request=200)
         load.agent("idle", tier="idle")
-        rows = assert_shares(load, lambda c: {"low": 0.2, "idle": 0.0})
+        rows = assert_shares(load, lambda c: {"high": 1.0, "normal": c - 1.2, "low": 0.2, "idle": 0.0})
         assert rows["high"].measured > rows["normal"].measured
         assert rows["idle"].measured < 0.02 * CPUS
 
