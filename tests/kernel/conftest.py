@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.networks import World, require_outer_namespace
 from tests.sandboxes import Node
 
 
@@ -17,3 +18,12 @@ def node() -> Iterator[Node]:
         pytest.skip("needs root")
     with Node() as ready:
         yield ready
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    """What agents of a network could reach, shared by the tests of one file."""
+    require_outer_namespace()
+    made = World()
+    yield made
+    made.close()

@@ -30,14 +30,6 @@ NS_GET_USERNS = 0xB701
 EMPTY = {"source4": 0, "source6": 0, "egress": 0, "connections": 0}
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    networks.require_outer_namespace()
-    made = World()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def network(world: World) -> Iterator[NodeNetwork]:
     made = NodeNetwork("life", 2, ahead=0)

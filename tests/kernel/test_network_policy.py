@@ -22,14 +22,6 @@ PORT = 4000
 CAP = 8
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    networks.require_outer_namespace()
-    made = World()
-    yield made
-    made.close()
-
-
 class Agents:
     """Agents of one node; makes them by mode and takes all of them away again."""
 

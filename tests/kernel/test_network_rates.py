@@ -39,14 +39,6 @@ PAYLOAD = 1448 / 1514
 TURN = 1.0
 
 
-@pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    networks.require_outer_namespace()
-    made = World()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def network(world: World) -> Iterator[NodeNetwork]:
     made = NodeNetwork("rates", 4, ahead=0)
