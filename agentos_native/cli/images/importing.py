@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 def import_(ctx: click.Context, /, *, name: str, source: str, output: str, **given: Any) -> None:
     """Make image NAME of SOURCE: a directory or a tar (plain, gzip, xz or zstd; - for standard input) that holds a
     root filesystem, an OCI layout, or what docker save wrote.
+
+    Of a layout or a docker save archive in a plain tar file only the layers are read that the store has not; what comes
+    compressed or over a pipe is unpacked as a whole first.
     """
     from agentos_native.cli.embedded import supervised
     from agentos_native.spec.names import check_image

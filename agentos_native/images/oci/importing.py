@@ -1,8 +1,10 @@
 """From a source to an image of the store: a directory, a tar, an OCI layout or a ``docker save`` archive.
 
-What a source is shows in what lies at its root. An archive is unpacked first, by the same confined unpacker whatever
-it is, and its blobs are read from there when it turns out to be a layout. A layer that the store has already, by its
-diff id or chain id, is neither read nor hashed: what the image's config says of it was verified by the config's digest.
+What a source is shows in what lies at its root. Of a plain archive in a file the headers tell (`members`), and only
+what the store has not is read of it. Any other archive, such as one from a pipe or a compressed one, is unpacked first,
+by the same confined unpacker whatever it is, and its blobs are read from there when it turns out to be a layout. A
+layer that the store has already, by its diff id or chain id, is neither read nor hashed: what the image's config says
+of it was verified by the config's digest.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ from agentos_native.errors import AgentosError
 from agentos_native.images import names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import DEFAULT_COMMAND, Image, ImageConfig, Layer, Limits, Manifest
-from agentos_native.images.oci import model
+from agentos_native.images.oci import members, model
 from agentos_native.images.oci.answers import Asking, LateSession
-from agentos_native.images.oci.layout import Blobs, DockerArchive, Layout, recognise
+from agentos_native.images.oci.layout import Blobs, Directory, DockerArchive, Layout, Opened, recognise, wrong_size
 from agentos_native.images.oci.model import Contents, Description, Descriptor
 from agentos_native.images.oci.survey import invalid, parse_platform, unsupported
 from agentos_native.images.overlay import view
@@ -123,7 +125,7 @@ class Importer:
 
     def directory(self, name: str, source: int) -> Image:
         """Import what is in the directory fd `source`."""
-        found = recognise(source)
+        found = recognise(os.listdir(source), Directory(source))
         if found is not None:
             return self.layout(name, found)
         self._refuse_choice()
@@ -135,9 +137,12 @@ class Importer:
 
     def archive(self, name: str, source: int) -> Image:
         """Import the archive that the fd `source` gives."""
+        there = members.look(source)
+        if there is not None and (known := recognise(there.at_root, there)) is not None:
+            return self.layout(name, known)
         with self._catalog.staging() as staged:
             unpacked = self._session.unpack(source, staged.fd, kind="tar", progress=self._reporter("", source))
-            found = recognise(staged.fd)
+            found = recognise(os.listdir(staged.fd), Directory(staged.fd))
             if found is not None:
                 return self.layout(name, found)
             self._refuse_choice()
@@ -215,42 +220,47 @@ class Importer:
         source = blobs.open(blob)
         base = -1
         try:
+            if blob.size not in (-1, source.size):
+                raise wrong_size(blob.digest or blob.path, blob.size, source.size)
             self._check_other_digest(source, blob)
             if below:
                 base = view([self._catalog.layer_path(layer.digest) for layer in below], self._session.userns_fd)
             expect = Expect(
-                digest=blob.digest if blob.digest.startswith("sha256:") else "", size=blob.size, diff_id=diff_id
+                digest=blob.digest if blob.digest.startswith("sha256:") else "",
+                size=source.size if source.within else blob.size,
+                within=source.within,
+                diff_id=diff_id,
             )
             with self._catalog.staging() as staged:
                 unpacked = self._session.unpack(
-                    source,
+                    source.fd,
                     staged.fd,
                     kind="layer",
                     base_fd=base,
                     expect=expect,
-                    progress=self._reporter(called, source),
+                    progress=self._reporter(called, source.fd, source.size),
                 )
                 key = f"chain:{chain}" if unpacked.rooted else f"diff:{diff_id}"
                 layer = self._catalog.add_layer(staged, unpacked.measured.layer(), [key])
         except AgentosError as error:
             raise _placed(error, called) from None
         finally:
-            os.close(source)
+            os.close(source.fd)
             if base >= 0:
                 os.close(base)
         self._entries += layer.entries
         self._bytes += layer.size
         return layer, unpacked.notes
 
-    def _check_other_digest(self, source: int, blob: Descriptor) -> None:
-        """A digest that the unpacker does not verify on the way (sha512, which hardly anybody uses) is verified
-        before; the diff id holds for what is read afterwards."""
+    def _check_other_digest(self, source: Opened, blob: Descriptor) -> None:
+        """A digest that the unpacker does not verify on the way (sha512, which hardly anybody uses, and `members` does
+        not take) is verified before; the diff id holds for what is read afterwards."""
         algorithm = blob.digest.partition(":")[0]
         if algorithm in ("", "sha256"):
             return
-        with open(os.dup(source), "rb") as file:
+        with open(os.dup(source.fd), "rb") as file:
             found = f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-        os.lseek(source, 0, os.SEEK_SET)
+        os.lseek(source.fd, 0, os.SEEK_SET)
         if found != blob.digest:
             raise AgentosError("digest-mismatch", "a blob is not what its digest says", f"{blob.digest} is {found}")
 
@@ -288,15 +298,18 @@ class Importer:
             )
         return self._catalog.commit(name, manifest)
 
-    def _reporter(self, called: str, source: int) -> ProgressCallback:
-        """How far one unpacking is, by where its source is read: the worker has the same open file."""
+    def _reporter(self, called: str, source: int, size: int = 0) -> ProgressCallback:
+        """How far one unpacking is, by where its source is read: the worker has the same open file. `size`: bytes that
+        are read of it, when that is known."""
         status = os.fstat(source)
-        total = status.st_size if stat.S_ISREG(status.st_mode) else 0
+        seekable = stat.S_ISREG(status.st_mode)
+        total = size or (status.st_size if seekable else 0)
+        start = os.lseek(source, 0, os.SEEK_CUR) if seekable else 0
 
         def report(so_far: Progress) -> None:
             if self._progress is not None:
                 self._progress(Progress(self._entries + so_far.entries, self._bytes + so_far.bytes))
-            done = os.lseek(source, 0, os.SEEK_CUR) if total else so_far.bytes
+            done = os.lseek(source, 0, os.SEEK_CUR) - start if seekable else so_far.bytes
             self._watch(ImageEvent(kind="progress", what=called, done=done, total=total))
 
         return report

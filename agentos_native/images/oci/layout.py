@@ -1,8 +1,9 @@
-"""An OCI layout or an unpacked ``docker save`` archive as a directory of blobs that somebody untrusted may have made.
+"""An OCI layout or a ``docker save`` archive as files that somebody untrusted may have made.
 
-Everything is opened beneath the directory's fd: a layout has no symbolic links, a ``docker save`` archive has them for
-layers that two images share, and they stay inside. Nothing here interprets what it reads; documents are bytes for
-`survey`, and their digests are verified before anybody sees them. A layer's digest is verified while it is unpacked.
+The files are in a directory, or still in an archive (`members`). In a directory everything is opened beneath its fd: a
+layout has no symbolic links, a ``docker save`` archive has them for layers that two images share, and they stay inside.
+Nothing here interprets what it reads; documents are bytes for `survey`, and their digests are verified before anybody
+sees them. A layer's digest is verified while it is unpacked.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import hashlib
 import os
 import re
 import stat
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Final, NamedTuple, Protocol
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.oci import model
@@ -32,8 +34,40 @@ _LAYOUT_NAMES: Final = frozenset({"oci-layout", "index.json", "blobs"})
 _ROOTFS_NAMES: Final = frozenset({"bin", "dev", "etc", "home", "lib", "proc", "sbin", "sys", "tmp", "usr", "var"})
 
 
+class Opened(NamedTuple):
+    """An fd, and how many bytes from where it stands are meant; `within`: there is something else after them."""
+
+    fd: int
+    size: int
+    within: bool = False
+
+
+class Files(Protocol):
+    """Files by path, with ``/`` between names; no path leads out."""
+
+    def open(self, path: str, *, links: bool = False) -> Opened:
+        """A plain file, which the caller closes; `links`: also by way of symbolic links that stay inside.
+
+        Raises:
+            AgentosError: ``blob-missing``, ``invalid-layout``, ``source-not-read``.
+        """
+        ...
+
+
+class Directory:
+    """The files below the directory fd `root`, which must stay open."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+
+    def open(self, path: str, *, links: bool = False) -> Opened:
+        """See `Files.open`."""
+        descriptor = _open(self._root, path, _LINKS_INSIDE if links else STRICT)
+        return Opened(descriptor, os.fstat(descriptor).st_size)
+
+
 class Blobs(Protocol):
-    """Where the blobs of an image come from: a directory here, a registry elsewhere."""
+    """Where the blobs of an image come from."""
 
     def read(self, descriptor: Descriptor) -> bytes:
         """A document, its size and digest verified.
@@ -43,46 +77,45 @@ class Blobs(Protocol):
         """
         ...
 
-    def open(self, descriptor: Descriptor) -> int:
-        """An fd of a layer, at its beginning; the caller closes it, and verifies what comes out of it."""
+    def open(self, descriptor: Descriptor) -> Opened:
+        """A layer, at its beginning; the caller closes it, and verifies what comes out of it."""
         ...
 
 
 class Layout:
-    """An OCI layout below the directory fd `root`, which must stay open."""
+    """An OCI layout."""
 
-    def __init__(self, root: int) -> None:
-        self._root = root
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def choose(self, how: Ask, ref: str, platform: str) -> Descriptor:
         """The index or manifest of the image that is meant; see `model.AskIndex`."""
-        header = _read(_open(self._root, "oci-layout", STRICT), "oci-layout")
-        index = _read(_open(self._root, "index.json", STRICT), "index.json")
+        header = _read(self._files.open("oci-layout"), "oci-layout")
+        index = _read(self._files.open("index.json"), "index.json")
         question = model.AskIndex(content=index, platform=platform, ref=ref, layout=header)
         return ask(how, question, Descriptor)
 
     def read(self, descriptor: Descriptor) -> bytes:
         """See `Blobs.read`."""
-        file = self.open(descriptor)
-        return _read(file, descriptor.digest, descriptor)
+        return _read(self.open(descriptor), descriptor.digest, descriptor)
 
-    def open(self, descriptor: Descriptor) -> int:
+    def open(self, descriptor: Descriptor) -> Opened:
         """See `Blobs.open`."""
         if not model.is_digest(descriptor.digest):
             raise invalid("a digest that is none", repr(descriptor.digest[:200]))
         algorithm, _, digits = descriptor.digest.partition(":")
-        return _open(self._root, f"blobs/{algorithm}/{digits}", STRICT)
+        return self._files.open(f"blobs/{algorithm}/{digits}")
 
 
 class DockerArchive:
-    """What ``docker save`` wrote, unpacked below the directory fd `root`, which must stay open."""
+    """What ``docker save`` wrote."""
 
-    def __init__(self, root: int) -> None:
-        self._root = root
+    def __init__(self, files: Files) -> None:
+        self._files = files
 
     def choose(self, how: Ask, ref: str) -> Contents:
         """What the image that is meant consists of; see `model.AskDocker`."""
-        content = _read(_open(self._root, "manifest.json", STRICT), "manifest.json")
+        content = _read(self._files.open("manifest.json"), "manifest.json")
         return ask(how, model.AskDocker(content=content, ref=ref), Contents)
 
     def read(self, descriptor: Descriptor) -> bytes:
@@ -93,21 +126,27 @@ class DockerArchive:
         )
         return _read(self.open(descriptor), descriptor.path, named)
 
-    def open(self, descriptor: Descriptor) -> int:
+    def open(self, descriptor: Descriptor) -> Opened:
         """See `Blobs.open`."""
-        return _open(self._root, descriptor.path, _LINKS_INSIDE)
+        return self._files.open(descriptor.path, links=True)
 
 
-def recognise(root: int) -> Layout | DockerArchive | None:
-    """What is in the directory fd `root`: None for an ordinary tree, also for one with such files among others."""
-    names = set(os.listdir(root))
+def recognise(at_root: Iterable[str], files: Files) -> Layout | DockerArchive | None:
+    """What `files` are, with the names `at_root`: None for an ordinary tree, also for one with such files among
+    others."""
+    names = set(at_root)
     if names & _ROOTFS_NAMES:
         return None
     if names >= _LAYOUT_NAMES:
-        return Layout(root)
+        return Layout(files)
     if "manifest.json" in names and len(names) > 1 and all(map(_ARCHIVED_NAME.fullmatch, names)):
-        return DockerArchive(root)
+        return DockerArchive(files)
     return None
+
+
+def missing(path: str) -> AgentosError:
+    """There is no such file."""
+    return AgentosError("blob-missing", "a file of the image is not there", repr(path[:200]), "was all of it copied?")
 
 
 def _open(root: int, path: str, resolve: int) -> int:
@@ -121,9 +160,7 @@ def _open(root: int, path: str, resolve: int) -> int:
     except OSError as error:
         shown = repr(path[:200])
         if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
-            raise AgentosError(
-                "blob-missing", "a file of the image is not there", shown, "was all of it copied?"
-            ) from None
+            raise missing(path) from None
         if error.errno in (errno.ELOOP, errno.EXDEV):
             raise invalid("a file of the image is a link, or leads out of its directory", shown) from None
         raise AgentosError("source-not-read", f"a file of the image cannot be read: {error.strerror}", shown) from None
@@ -133,16 +170,15 @@ def _open(root: int, path: str, resolve: int) -> int:
     return descriptor
 
 
-def _read(descriptor: int, called: str, expected: Descriptor | None = None) -> bytes:
-    """The whole of a document; closes `descriptor`."""
-    with open(descriptor, "rb", buffering=0) as file:
-        size = os.fstat(descriptor).st_size
-        if expected is not None and expected.size not in (-1, size):
-            raise wrong_size(called, expected.size, size)
-        if size > model.DOCUMENT_MAX:
-            raise invalid(f"a document has {size} bytes, more than {model.DOCUMENT_MAX}", repr(called[:200]))
+def _read(opened: Opened, called: str, expected: Descriptor | None = None) -> bytes:
+    """The whole of a document; closes it."""
+    with open(opened.fd, "rb", buffering=0) as file:
+        if expected is not None and expected.size not in (-1, opened.size):
+            raise wrong_size(called, expected.size, opened.size)
+        if opened.size > model.DOCUMENT_MAX:
+            raise invalid(f"a document has {opened.size} bytes, more than {model.DOCUMENT_MAX}", repr(called[:200]))
         content = b""
-        while len(content) <= size and (piece := file.read(size + 1 - len(content))):
+        while piece := file.read(opened.size - len(content)):
             content += piece
     if expected is not None and expected.digest:
         verify(content, expected.digest)

@@ -14,7 +14,7 @@ from agentos_native.images import names
 from agentos_native.images.catalog import Catalog
 from agentos_native.images.model import Image, Limits
 from agentos_native.images.oci.importing import Importer, ImportOptions
-from agentos_native.images.oci.layout import Layout
+from agentos_native.images.oci.layout import Directory, Layout
 from agentos_native.images.registry.fetching import Cancelled, Fetching
 from agentos_native.images.registry.model import Access, Advance, Errand, Plan, PullLimits, Remark
 from agentos_native.images.registry.reference import check_platform, parse_reference
@@ -95,7 +95,7 @@ class Pull:
             options = ImportOptions(ref=fetched.manifest, platform=self._platform)
             with Session(self._limits) as session:
                 importer = Importer(self._catalog, session, options, watch=unpacking)
-                return importer.layout(self.name, Layout(fetched.directory))
+                return importer.layout(self.name, Layout(Directory(fetched.directory)))
 
     def _warnings(self) -> list[str]:
         if self._access.plain_http:

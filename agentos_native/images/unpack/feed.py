@@ -76,7 +76,7 @@ def check(expect: Expect, fed: Fed) -> None:
 
 
 def feed(source: int, sink: int, expect: Expect, limits: Limits) -> Fed:
-    """Pass everything from `source` to the pipe `sink`, and close that.
+    """Pass everything (`Expect.within`: as much as is expected) from `source` to the pipe `sink`, and close that.
 
     When nobody reads `sink` any more the rest is only hashed: a damaged archive stops the unpacker early, and the
     digest says that it was damaged.
@@ -89,7 +89,7 @@ def feed(source: int, sink: int, expect: Expect, limits: Limits) -> Fed:
     size = 0
     wanted = True
     try:
-        while data := stream.read(_CHUNK):
+        while data := stream.read(min(_CHUNK, expect.size - size) if expect.within else _CHUNK):
             size += len(data)
             if 0 <= expect.size < size:
                 raise wrong_size(expect.size, f"more than {expect.size}")

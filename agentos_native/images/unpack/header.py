@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import tarfile
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 from zlib import adler32
 
@@ -37,9 +38,9 @@ class Fields(NamedTuple):
     group: bytes
 
 
-def usual(block: bytes) -> Fields | None:
-    """The header in `block` when it is of the usual kind, and whole; else None."""
-    if len(block) != tarfile.BLOCKSIZE or block[156:157] not in _USUAL:
+def usual(block: bytes, kinds: Collection[bytes] = _USUAL) -> Fields | None:
+    """The header in `block` when it is one of `kinds`, and whole; else None."""
+    if len(block) != tarfile.BLOCKSIZE or block[156:157] not in kinds:
         return None
     name, mode, uid, gid, size, mtime, checksum, kind, link, user, group, prefix = _FIELDS.unpack(block)
     try:

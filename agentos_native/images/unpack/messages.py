@@ -17,11 +17,13 @@ class Expect(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         digest: ``sha256:<hex>`` of the bytes as they come, compressed.
         size: their number.
+        within: there is something else after them, which is not looked at.
         diff_id: ``sha256:<hex>`` of the plain tar.
     """
 
     digest: str = ""
     size: int = -1
+    within: bool = False
     diff_id: str = ""
 
 
