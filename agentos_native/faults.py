@@ -38,6 +38,7 @@ STORE_POINTS: Final[tuple[str, ...]] = (
     "store.lease-made",
     "store.staged",
     "store.layer-added",
+    "store.layer-replaced",
     "store.key-written",
     "store.manifest-written",
     "store.name-written",

@@ -5,6 +5,7 @@
     <state>/images/            0700: set-user-ID files of an image are for nobody on the host
       lock                     flock: held for the moment in which names, manifests, layers and leases change
       layers/<hex>/            a tree, named by the digest of what is in it; never written to
+      damaged/<hex>            the mark of a layer that is not what it was, see `damage`
       index/<hex of key>       what a key that stands for a layer was unpacked to, see `Catalog.known` and `index`
       manifests/<hex>.json     `Manifest`; the image's digest is that of its configuration and layers, see `records`
       refs/<name>              "sha256:<hex>"
@@ -34,6 +35,7 @@ import msgspec
 from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images import gc, leases, names
+from agentos_native.images.damage import Damage
 from agentos_native.images.disk import DIRECTORY, Disk, sync_directory
 from agentos_native.images.gc import Freed, InUse
 from agentos_native.images.index import Index
@@ -63,6 +65,7 @@ class Catalog:
         self.disk = Disk(path)
         self.records = Records(self.disk)
         self.index = Index(self.disk)
+        self.damage = Damage(self.disk, self.records)
         self._parts = gc.Parts(self.disk, self.records, self.index)
 
     # -- finding
@@ -183,8 +186,10 @@ class Catalog:
     def add_layer(self, staged: Staging, layer: Layer, keys: Collection[str] = ()) -> Layer:
         """Keep a staged tree, which must be on disk already (syncfs), as `layer`; `keys` are what it is known by.
 
+        One that is there stays, unless it is known to be damaged: then this one takes its place.
+
         Raises:
-            AgentosError: ``disk-full``.
+            AgentosError: ``disk-full``, ``layer-in-use`` (see `damage`).
         """
         with self.disk.locked():
             staged.lease.hold("layer", [layer.digest])
@@ -194,12 +199,17 @@ class Catalog:
                 os.rename(staged.path, place)
                 faults.point("store.layer-added")
                 sync_directory(place.parent)
+            elif self.damage.marked(layer.digest):
+                held = layer.digest in leases.live(self.disk, but=staged.lease).layers
+                self.damage.replace(layer.digest, staged.path, place, held)
+            self.damage.clear(layer.digest)
             for key in keys:
                 self.index.put(key, layer)
         return layer
 
     def known(self, key: str, *, lease: Lease | None = None) -> Layer | None:
-        """The layer that `key` stands for, when it is in the store; the lease (given, or this context's) holds it.
+        """The layer that `key` stands for, when it is in the store and not known to be damaged; the lease (given, or
+        this context's) holds it.
 
         Keys: ``diff:sha256:…`` for a layer's uncompressed tar where the tree depends on nothing else,
         ``chain:sha256:…`` (OCI's chain id) where it depends on the layers below, ``step:sha256:…`` for a step of a
@@ -208,7 +218,7 @@ class Catalog:
         holder = lease or leases.current(self.disk)
         with contextlib.nullcontext() if holder is None else self.disk.locked():
             layer = self.index.look_up(key)
-            if layer is None or not self.layer_path(layer.digest).is_dir():
+            if layer is None or not self.layer_path(layer.digest).is_dir() or self.damage.marked(layer.digest):
                 return None
             if holder is not None:
                 holder.hold("layer", [layer.digest])
@@ -366,8 +376,8 @@ class Catalog:
             return image
         shown = image.name or image.digest[:19]
         hint = (
-            f"`agentos-native image verify {shown}` says what else is wrong; remove the image and import it again\n"
-            "(or pull or build it again, which brings back what is missing)"
+            "import, pull or build it again: that brings back what is missing;\n"
+            f"`agentos-native image verify {shown}` says what else is wrong"
         )
         raise AgentosError("image-damaged", f"layer {gone.name[:12]} of image {shown} is gone", str(gone), hint)
 

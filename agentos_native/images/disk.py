@@ -39,10 +39,9 @@ class Disk:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.layers, self.index, self.manifests, self.refs, self.leases, self.tmp, self.downloads = (
-            path / part for part in ("layers", "index", "manifests", "refs", "leases", "tmp", "downloads")
-        )
-        parts = (self.layers, self.index, self.manifests, self.refs, self.leases, self.tmp, self.downloads)
+        names = ("layers", "damaged", "index", "manifests", "refs", "leases", "tmp", "downloads")
+        parts = [path / name for name in names]
+        self.layers, self.damaged, self.index, self.manifests, self.refs, self.leases, self.tmp, self.downloads = parts
         with explained():
             for part in parts:
                 part.mkdir(mode=0o700, parents=True, exist_ok=True)

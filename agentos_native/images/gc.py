@@ -137,6 +137,9 @@ def take(parts: Parts, doomed: Doomed) -> list[str]:
         if name := disk.put_aside(path):
             aside.append(name)
         faults.point("store.layer-aside")
+    for digest in doomed.layers:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(disk.damaged / hex_of(digest))
     if doomed.layers:
         sync_directory(disk.layers)
     return aside

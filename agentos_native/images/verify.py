@@ -1,14 +1,15 @@
 """Whether the store still is what was put into it: records, keys, and every byte, owner and attribute of the layers.
 
 A layer is named by the digest of what is in it, so reading it again tells (`unpack.digest` says what counts; times do
-not). The reading is the confined worker's; here its result is compared.
+not). The reading is the confined worker's; here its result is compared. A layer that is not what it was is marked, so
+that the next import of it replaces it (`damage`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -42,6 +43,13 @@ Measure = Callable[[int], Measured]
 """Reads the tree below a directory fd; `session.Session.measure`."""
 
 
+class _Look(NamedTuple):
+    """What is wrong with a layer, "" for nothing, and whether it is the layer itself."""
+
+    problem: str = ""
+    damaged: bool = False
+
+
 class Verification:
     """Of one image, or of the whole store. `total` and `done` count bytes in the files of layers."""
 
@@ -63,9 +71,10 @@ class Verification:
             yield from findings
             self.total = sum(layer.size for layer in layers.values())
             for digest, layer in layers.items():
-                problem = self._look_at(layer)
+                found = self._look_at(layer)
+                self._note(digest, found.damaged)
                 self.done += layer.size
-                yield Finding(image=", ".join(sorted(owners[digest])), layer=digest, problem=problem)
+                yield Finding(image=", ".join(sorted(owners[digest])), layer=digest, problem=found.problem)
 
     def _plan(self, ref: str | None) -> tuple[list[Finding], dict[str, Layer], dict[str, list[str]]]:
         """What there is to say of records and keys; the layers to read; which images have them."""
@@ -109,23 +118,33 @@ class Verification:
             layers[digest] = Layer(digest=digest, size=-1, entries=-1)
         return findings
 
-    def _look_at(self, layer: Layer) -> str:
-        """What is wrong with a layer, "" for nothing."""
+    def _note(self, digest: str, damaged: bool) -> None:
+        """So that it is replaced when there is occasion, or is not any more."""
+        catalog = self._catalog
+        if damaged == catalog.damage.marked(digest):
+            return
+        with catalog.disk.locked():
+            if damaged and catalog.layer_path(digest).exists():  # what is gone needs no mark
+                catalog.damage.mark(digest)
+            elif not damaged:
+                catalog.damage.clear(digest)
+
+    def _look_at(self, layer: Layer) -> _Look:
         try:
             tree = os.open(self._catalog.layer_path(layer.digest), DIRECTORY)
         except OSError as error:
-            return f"the layer cannot be opened: {error.strerror}"
+            return _Look(f"the layer cannot be opened: {error.strerror}", True)
         try:
             found = self._measure(tree)
         except AgentosError as error:
             if error.code != "tree-not-read":
                 raise
-            return f"the layer cannot be read: {error.what}"
+            return _Look(f"the layer cannot be read: {error.what}", True)
         finally:
             os.close(tree)
         if found.digest != layer.digest:
-            return f"the layer was changed: what is in it has the digest {found.digest[:19]}"
+            return _Look(f"the layer was changed: what is in it has the digest {found.digest[:19]}", True)
         if layer.size >= 0 and (found.size, found.entries) != (layer.size, layer.entries):
             said = f"{layer.size} bytes in {layer.entries} entries"
-            return f"the record says {said}, there are {found.size} in {found.entries}"
-        return ""
+            return _Look(f"the record says {said}, there are {found.size} in {found.entries}")
+        return _Look()

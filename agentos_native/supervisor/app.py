@@ -122,11 +122,11 @@ class App:
         for spec in registry.tenants():
             self._shares.set_tenant(spec)
         self._record(stack, controllers, agents, events)
-        userns = UsernsPool(link.make_userns, block, agents.slots)
+        userns = UsernsPool(link.make_userns, block, agents.slots, unready=network.retiring)
         stack.push_async_callback(userns.close)
         init_fd = open_init(settings.init)
         stack.callback(os.close, init_fd)
-        return Host(
+        host = Host(
             options=options,
             block=block,
             capacity=foundation.capacity,
@@ -148,6 +148,8 @@ class App:
             volume=partial(volume_mount, private=self._options.state_dir),
             tenants={spec.name: spec for spec in registry.tenants()},
         )
+        store.catalog.damage.running = host.images_running
+        return host
 
     def _record(
         self,

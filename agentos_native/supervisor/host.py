@@ -130,6 +130,15 @@ class Host:
             found.setdefault(agent.record.image_digest, []).append(f"{spec.tenant}/{spec.name}")
         return found
 
+    def images_running(self) -> dict[str, list[str]]:
+        """Digests of the images that agents run or begin to run from, and which agents; for any thread."""
+        found: dict[str, list[str]] = {}
+        for agent in self.agents:
+            if agent.live:
+                spec = agent.record.spec
+                found.setdefault(agent.record.image_digest, []).append(f"{spec.tenant}/{spec.name}")
+        return found
+
     @contextlib.contextmanager
     def images_kept(self) -> Iterator[dict[str, list[str]]]:
         """`images_in_use` for any thread, for as long as no agent can be given an image."""

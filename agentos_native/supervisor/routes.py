@@ -34,6 +34,7 @@ _STATUS: Final = {
     "agent-not-running": 409,
     "tenant-in-use": 409,
     "image-in-use": 409,
+    "layer-in-use": 409,
     "layer-missing": 409,
     "disk-full": 507,
     "reservation-too-large": 409,

@@ -395,6 +395,37 @@ def test_the_upkeep_of_images_beside_running_agents(ground: Place) -> None:
     assert litter(catalog_of(ground)) == []
 
 
+def test_what_is_damaged_is_replaced_when_no_agent_runs_from_it(ground: Place) -> None:
+    launcher = ground.start()
+    try:
+        client = ground.client
+        (ground.directory / "rootfs/etc/note").write_text("as it was")
+        made = client.import_image("mended", str(ground.directory / "rootfs"))
+        agent = ground.run("from-it", "sleep", "1000", image="mended")
+        note = catalog_of(ground).layer_path(made.layers[0].digest) / "etc/note"
+        flip_one_bit(note)
+
+        def found() -> list[str]:
+            seen = [event.finding.problem for event in client.verify_images("mended") if event.finding]
+            return [problem for problem in seen if problem]
+
+        assert len(found()) == 1
+        with pytest.raises(AgentosError) as caught:
+            client.import_image("mended", str(ground.directory / "rootfs"))
+        assert caught.value.code == "layer-in-use" and "default/from-it" in caught.value.what
+        assert client.agent(agent.id).state == "running" and len(found()) == 1
+        client.stop(agent.id, grace=0)
+        assert client.import_image("mended", str(ground.directory / "rootfs")).digest == made.digest
+        assert note.read_text() == "as it was" and found() == []
+        client.start(agent.id)
+        client.remove(agent.id, force=True)
+        client.remove_image("mended")
+        (ground.directory / "rootfs/etc/note").unlink()
+    finally:
+        assert ground.stop(launcher) == 0
+    assert litter(catalog_of(ground)) == []
+
+
 @pytest.mark.parametrize("point", ["store.name-written", "store.manifest-gone"])
 def test_a_supervisor_killed_in_the_middle_restarts_with_a_whole_store(ground: Place, point: str) -> None:
     launcher = ground.start(point, once=True)

@@ -27,10 +27,17 @@ def _remove_by_digest(catalog: Catalog) -> None:
     catalog.remove(catalog.get("two-names").digest)
 
 
+def _import_over_damage(catalog: Catalog) -> None:
+    """It is only said to be damaged: so that what is left of a half change is whole or is not."""
+    catalog.damage.mark(catalog.get("one").stack[1].digest)
+    make_image(catalog, "one", b"base", b"one")
+
+
 CHANGES: dict[str, Change] = {
     "import": lambda catalog: make_image(catalog, "new", b"base", b"new"),
     "import over a name": lambda catalog: make_image(catalog, "one", b"base", b"new"),
     "import of what is there": lambda catalog: make_image(catalog, "again", b"base", b"one"),
+    "import over a damaged layer": _import_over_damage,
     "import without a name": lambda catalog: make_image(catalog, None, b"base", b"new"),
     "tag": lambda catalog: catalog.tag("one", "further"),
     "tag over a name": lambda catalog: catalog.tag("one", "lone"),

@@ -57,6 +57,8 @@ def diff(ctx: click.Context, name: str, against: str | None, output: str) -> Non
 def verify(ctx: click.Context, name: str | None, output: str) -> int:
     """Read every file of image NAME, or of all images, and compare with the digests; status 1 if anything differs.
 
+    What is found damaged is remembered: the next import, pull or build of it replaces it, unless an agent runs from it.
+
     \b
     Example:
       agentos-native image verify python:3.8
@@ -75,7 +77,7 @@ def verify(ctx: click.Context, name: str | None, output: str) -> int:
     elif wrong:
         rows = [(found.image or "-", found.layer.removeprefix("sha256:")[:12] or "-", found.problem) for found in wrong]
         table(("IMAGE", "LAYER", "PROBLEM"), rows, fold=("IMAGE", "PROBLEM"))
-        print("hint: remove these images, run image gc, and import or build them again", file=sys.stderr)
+        print("hint: import, pull or build these images again: what is damaged is replaced", file=sys.stderr)
     else:
         layers = sum(bool(finding.layer) for finding in findings)
         print(f"{count(layers, 'layer')} of {count(len(findings) - layers, 'image')}: unchanged")
