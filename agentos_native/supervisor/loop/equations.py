@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from agentos_native.alloc.hysteresis import FAR
 from agentos_native.supervisor.loop.derivation import Figures
 from agentos_native.supervisor.loop.names import Namer
 
@@ -95,6 +96,8 @@ def _bounds(member: Figures, promised: bool) -> str:
 def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str]:
     due = kernel["due"]
     yield f"kernel: cpu.weight is {'not written here' if written is None else written}, due {due}"
+    if written is not None and not due / FAR <= written <= due * FAR:
+        yield "  only its proportion to its siblings' counts: all may hold one multiple of their due, who is content even more"
     if kernel["rule"] == "alone":
         yield "  alone in its group: its own weight"
     elif kernel["rule"] == "w-rule":

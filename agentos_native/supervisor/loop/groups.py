@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from agentos_native.alloc import BASE, TIERS, Weights
-from agentos_native.alloc.waterfill import Indices, Truths
+from agentos_native.alloc import BASE, TIERS, Weights, hysteresis
+from agentos_native.alloc.waterfill import Indices
 from agentos_native.cgroup import Tree
-from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
+from agentos_native.cgroup.actuators import WeightFiles
 from agentos_native.spec.model import PRIORITIES
 from agentos_native.supervisor.loop.slots import Plan
 
-RISE, FALL = 1.02, 0.95
-"""Hysteresis: a weight is written when it leaves this range around what the file holds."""
 _ROOM = 64
-
-
-def differs(wanted: Indices, held: Indices, plain: Indices) -> Truths:
-    """Which weights are to be written: those far enough from what the file holds, or whose file's content is unknown.
-
-    A weight that is nothing but its owner's own (`plain`) does not wander with the load, so it is written exactly.
-    """
-    due: Truths = (wanted > held * RISE) | (wanted < held * FALL) | (held == UNKNOWN)
-    due |= (wanted == plain) & (wanted != held)
-    return due
 
 
 class GroupFiles:
@@ -39,6 +27,7 @@ class GroupFiles:
         self._tenants: Indices = np.zeros(0, dtype=np.int64)  # those with agents: index, and slot
         self._tenant_slots: Indices = np.zeros(0, dtype=np.int64)
         self._group_slots: Indices = np.zeros(0, dtype=np.int64)
+        self._parents: Indices = np.zeros(0, dtype=np.int64)  # of both: tenants are siblings of each other
 
     def _slot(self, path: str) -> int:
         slot = self._slots.get(path)
@@ -73,6 +62,7 @@ class GroupFiles:
             self._drop(path)
         self._tenant_slots = np.array([self._slot(path) for path in tenant_paths], dtype=np.int64)
         self._group_slots = np.array([self._slot(path) for path in group_paths], dtype=np.int64)
+        self._parents = np.concatenate([np.full(len(tenant_paths), -1), plan.present // TIERS])
 
     def write(self, plan: Plan, weights: Weights) -> tuple[int, int]:
         """Write what differs; returns how many were written and how many the kernel refused."""
@@ -86,8 +76,15 @@ class GroupFiles:
 
         turned = self._idle.written[slots] != idle  # first, since an idle group does not take a weight (EINVAL)
         done = self._idle.write(slots[turned], idle[turned])
-        due = (idle == 0) & differs(weight, self._weights.written[slots], plain)
-        done = np.concatenate([done, self._weights.write(slots[due], weight[due])])
+        for slot in slots[turned].tolist():
+            self._weights.refresh(slot)  # the kernel sets it with cpu.idle (sched_group_set_idle)
+        told = np.flatnonzero(idle == 0)
+        slots, parent = slots[told], self._parents[told]
+        everybody = np.ones(len(told), dtype=np.bool_)  # each may hold reservations, and wants more as its agents do
+        target, due = hysteresis.due(
+            weight[told], self._weights.written[slots], plain[told], parent, everybody, ~everybody
+        )
+        done = np.concatenate([done, self._weights.write(slots[due], target[due])])
         if not done.all():  # a group may have been removed and made anew at the same path: open it afresh next time
             self._reopen()
         return int(done.sum()), int((~done).sum())

@@ -20,11 +20,11 @@ import numpy as np
 
 from agentos_native.alloc import TIERS, demand, kernel_weights, solve
 from agentos_native.alloc.hierarchy import HUNGRY, Solution
+from agentos_native.alloc.hysteresis import FALL, RISE
 from agentos_native.cgroup import GroupRef, Tree, io_files
 from agentos_native.cgroup.io_files import IoSample, IoWeights
 from agentos_native.spec.model import PRIORITIES, AgentSpec, IoLimits, Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Member, Notify
-from agentos_native.supervisor.loop.groups import FALL, RISE
 from agentos_native.supervisor.loop.slots import Agent, Plan, Slots, Tenant
 from agentos_native.supervisor.loop.whatif import Solved, solved_of
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from agentos_native import alloc
-from agentos_native.alloc import Warm, demand
+from agentos_native.alloc import Warm, demand, hysteresis
 from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree, sensors
@@ -28,7 +28,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.spec.model import POLICIES, PRIORITIES, Policy, Priority, Resource
 from agentos_native.supervisor.loop.engine import load as load_compiled
 from agentos_native.supervisor.loop.explain import View, explain
-from agentos_native.supervisor.loop.groups import GroupFiles, differs
+from agentos_native.supervisor.loop.groups import GroupFiles
 from agentos_native.supervisor.loop.meter import Measured, Meter, Sample
 from agentos_native.supervisor.loop.names import Namer
 from agentos_native.supervisor.loop.rows import AllocationRow, build
@@ -281,7 +281,7 @@ class Ticker:
                 assert outcome.trims is not None
                 self._trims.keep(self._slots, outcome.trims)
                 self._refresh(now)
-                writes, failures = self._write(outcome.weights)
+                writes, failures = self._write(outcome)
             self._before_last, self._last = self._last, sample
             self._meter.keep(sample)
             self._load_engine(len(slots))
@@ -353,13 +353,15 @@ class Ticker:
             self._tasks[slot] = sensors.read_tasks(self._tree.get(self._slots.at(slot).ref).path) or np.inf
         return np.minimum(wanted, np.maximum(np.where(self._tasks[slots] > 0, self._tasks[slots], np.inf), 1.0))
 
-    def _write(self, weights: alloc.Weights) -> tuple[int, int]:
+    def _write(self, outcome: alloc.Outcome) -> tuple[int, int]:
         """Write the weights that differ enough from what the files hold."""
-        plan = self._slots.plan()
+        plan, weights, solution = self._slots.plan(), outcome.weights, outcome.solution
         plain = self._slots.weight[plan.slots].astype(np.int64)
-        due = differs(weights.agent, self._weights.written[plan.slots], plain)
+        reserved, content = self._slots.request[plan.slots] > 0, solution.share >= solution.wanted - HUNGRY
+        held = self._weights.written[plan.slots]
+        target, due = hysteresis.due(weights.agent, held, plain, plan.group, reserved, content)
         due &= self._meter.sensors.status[plan.slots] != GONE
-        done = self._weights.write(plan.slots[due], weights.agent[due])
+        done = self._weights.write(plan.slots[due], target[due])
         writes, failures = self._groups.write(plan, weights)
         return writes + int(done.sum()), failures + int((~done).sum())
 
