@@ -136,6 +136,12 @@ class FakeNetwork:
         self._world.step("network gone")
         self._world.exists.discard(f"network {slot}")
 
+    def retire(self, slot: int) -> None:
+        self.destroy(slot)
+
+    def retiring(self) -> set[int]:
+        return set()
+
     def found(self) -> dict[int, str]:
         return {}
 

@@ -104,12 +104,21 @@ class HostSide:
 
     def delete_link(self, values: Fields) -> None:
         """Idempotent; returns when the device is gone."""
+        if self.doom_link(values):
+            self.delete_doomed()
+
+    def doom_link(self, values: Fields) -> bool:
+        """Move the device to the group of those that `delete_doomed` deletes; False when it is not there."""
         try:
             self.route(self.templates.doom_link, values)
         except NetlinkError as error:
             if error.errno != errno.ENODEV:
                 raise
-            return
+            return False
+        return True
+
+    def delete_doomed(self) -> None:
+        """Returns when every device that was doomed before is gone; many wait as long as one (`reaper`)."""
         self._reaper.delete_doomed()
 
     def delete_all_links(self) -> None:

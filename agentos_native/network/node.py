@@ -8,7 +8,8 @@ the supervisor as root: the caller's threads send prepared batches (`host`), and
 namespaces (`netns`).
 
     create  = admit (elements) → namespace → pair → host end → agent's end → rates   each step with its undo
-    destroy = pair → elements → tracked connections                              each step idempotent
+    destroy = group of the doomed → elements → pair → tracked connections        each step idempotent
+    retire  = the first two now, the others a little later (`retiring`)
 
 An agent without rates costs nothing for `shaping` but an open socket, and that only where it may reach the outside.
 """
@@ -40,6 +41,7 @@ from agentos_native.network.failures import failure
 from agentos_native.network.host import Fields, HostSide, NftError
 from agentos_native.network.netlink import NetlinkError, send
 from agentos_native.network.netns import NamespaceMaker
+from agentos_native.network.retiring import Retiring
 from agentos_native.network.ruleset import CONNECTIONS_PER_AGENT
 from agentos_native.network.shaping import NO_RATES, Direction, Queue, Rates, Shaper
 from agentos_native.network.templates import fields_of, template
@@ -89,6 +91,7 @@ class NodeNetwork:
         self._maker = NamespaceMaker(template(lambda _: encode.loopback()), ahead)
         self._host: HostSide | None = None
         self._shaper: Shaper | None = None
+        self._retiring = Retiring(self._remove)
         self._unavailable: AgentosError | None = None
         self._lock = threading.Lock()
         self._live: dict[int, tuple[str, str]] = {}
@@ -165,6 +168,8 @@ class NodeNetwork:
     def close(self) -> None:
         """Close sockets and thread; agents keep their network."""
         self._maker.close()
+        self._retiring.close()
+        self._retiring = Retiring(self._remove)
         host, self._host = self._host, None
         shaper, self._shaper = self._shaper, None
         if host is not None:
@@ -233,6 +238,7 @@ class NodeNetwork:
             undo.callback(namespace.channel.close)
             values = fields_of(own, agent_id, namespace.fd)
             with _stage("link", where):
+                self._retiring.finish(slot)
                 host.make_link(values)
             undo.callback(_quietly, host.delete_link, values)
             with _stage("host", where):
@@ -284,13 +290,42 @@ class NodeNetwork:
         host = self._host
         if host is None:
             return  # never open, so there is nothing of this process; and nothing to remove it with
+        with _stage("destroy", f"slot {slot}"):
+            self._cut_off(host, slot)
+            self._remove([slot])
+
+    def retire(self, slot: int) -> None:
+        """As `destroy`, but the device goes a moment later: nothing passes it any more. Idempotent.
+
+        Raises:
+            AgentosError: ``network``.
+        """
+        host = self._host
+        if host is None:
+            return
+        with _stage("destroy", f"slot {slot}"):
+            self._cut_off(host, slot)
+        self._retiring.add(slot)  # also if the device is gone, with its namespace: what is tracked of it is not
+
+    def retiring(self) -> set[int]:
+        """Slots of retired wires that may still be there: an agent that is given one of them waits until it is gone."""
+        return self._retiring.slots()
+
+    def _cut_off(self, host: HostSide, slot: int) -> None:
+        """Nothing passes the wire from now on."""
         self._opened_shaper().forget(slot)
         values = fields_of(addresses(self._block, slot))
-        with _stage("destroy", f"slot {slot}"):
-            host.delete_link(values)
-            if self._unavailable is None:
-                self._forget(host, slot, values)
-                host.forget_connections(values)
+        host.doom_link(values)
+        if self._unavailable is None:
+            self._forget(host, slot, values)
+
+    def _remove(self, slots: Iterable[int]) -> None:
+        """The wires of `slots`, which are cut off, and what the host tracks of their connections."""
+        host = self._opened()
+        host.delete_doomed()
+        if self._unavailable is None:
+            for slot in slots:
+                host.forget_connections(fields_of(addresses(self._block, slot)))
 
     def found(self) -> dict[int, str]:
         """slot → agent id of every wire of this node on the host, whoever made it; those of other blocks are left

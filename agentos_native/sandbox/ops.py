@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from agentos_native.kernel.libc import AT_FDCWD
 from agentos_native.sandbox import _child
@@ -38,7 +38,7 @@ class Register(NamedTuple):
 CWD: Final = Fd("cwd", AT_FDCWD)
 NO_FD: Final = Fd("none", -1)
 
-Argument = int | str | bytes | Fd | Register | Sequence[str]
+Argument = int | str | bytes | Fd | Register | tuple[str, ...]
 
 
 class Operation(NamedTuple):
@@ -81,6 +81,12 @@ class _Pool:
         self.data = bytearray(8)
         self._strings: dict[str, int] = {"": 1}
 
+    def copy(self) -> Self:
+        """Another pool that goes on from here."""
+        other = type(self)()
+        other.data, other._strings = self.data.copy(), self._strings.copy()
+        return other
+
     def string(self, text: str) -> int:
         offset = self._strings.get(text)
         if offset is None:
@@ -99,23 +105,38 @@ class _Pool:
         return self.aligned(struct.pack(f"={len(offsets) + 1}q", *offsets, 0))
 
 
+class Stock:
+    """Operations that most programs repeat, encoded once. A program that is encoded with a stock begins its pool with
+    all arguments of the stock, so nothing may be in there that belongs to one agent."""
+
+    def __init__(self, operations: Sequence[Operation] = ()) -> None:
+        self._pool = _Pool()
+        self._encoded = {operation: _encode(self._pool, operation) for operation in operations}
+
+    def encode(self, operations: Sequence[Operation]) -> bytes:
+        """As `encode`."""
+        pool = self._pool.copy()
+        body = [self._encoded.get(operation) or _encode(pool, operation) for operation in operations]
+        pool.aligned(b"")
+        pool.data += bytes(8)  # the loader wants a NUL as the pool's last byte
+        return b"".join((_HEADER.pack(_MAGIC, len(operations), len(pool.data), 0), *body, pool.data))
+
+
 def encode(operations: Sequence[Operation]) -> bytes:
     """The program that ``_child.start`` takes: header, operations, pool.
 
     Raises:
         TypeError, KeyError: an operation does not fit the table; a programming error.
     """
-    pool = _Pool()
-    body: list[bytes] = []
-    for operation in operations:
-        code, kinds = _child.OPS[operation.name]
-        if len(kinds) != len(operation.arguments):
-            raise TypeError(f"{operation.name} takes {len(kinds)} arguments: {operation.arguments!r}")
-        numbers = [_number(pool, kind, argument) for kind, argument in zip(kinds, operation.arguments, strict=True)]
-        body.append(_OP.pack(code, pool.string(operation.stage), *numbers, *_UNUSED[len(numbers) :]))
-    pool.aligned(b"")
-    pool.data += bytes(8)  # the loader wants a NUL as the pool's last byte
-    return _HEADER.pack(_MAGIC, len(operations), len(pool.data), 0) + b"".join(body) + bytes(pool.data)
+    return Stock().encode(operations)
+
+
+def _encode(pool: _Pool, operation: Operation) -> bytes:
+    code, kinds = _child.OPS[operation.name]
+    if len(kinds) != len(operation.arguments):
+        raise TypeError(f"{operation.name} takes {len(kinds)} arguments: {operation.arguments!r}")
+    numbers = [_number(pool, kind, argument) for kind, argument in zip(kinds, operation.arguments, strict=True)]
+    return _OP.pack(code, pool.string(operation.stage), *numbers, *_UNUSED[len(numbers) :])
 
 
 def _number(pool: _Pool, kind: str, argument: Argument) -> int:
@@ -128,7 +149,7 @@ def _number(pool: _Pool, kind: str, argument: Argument) -> int:
         number = _fd_number(kind, argument) if isinstance(argument, (Fd, Register)) else None
     elif kind == "b":
         number = pool.aligned(argument) if isinstance(argument, bytes) else None
-    elif isinstance(argument, (tuple, list)) and not isinstance(argument, (Fd, Register)):
+    elif isinstance(argument, tuple) and not isinstance(argument, (Fd, Register)):
         number = pool.array(argument)
     if number is None:
         raise TypeError(f"{argument!r} is no argument of kind {kind!r}")

@@ -18,19 +18,20 @@ inside governs them.
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 import stat
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from agentos_native.kernel import caps, mount, ns
 from agentos_native.kernel.keys import have_keyrings
 from agentos_native.kernel.libc import AT_EMPTY_PATH
-from agentos_native.sandbox import ops
-from agentos_native.sandbox.config import DEFAULT_PATH, RLIMITS, Fds, SandboxConfig, check
-from agentos_native.sandbox.ops import CWD, NO_FD, Argument, Fd, Operation, Register
+from agentos_native.sandbox.config import DEFAULT_PATH, ID_RANGE, RLIMITS, Fds, SandboxConfig, check
+from agentos_native.sandbox.ops import CWD, NO_FD, Argument, Fd, Operation, Register, Stock
 from agentos_native.sandbox.seccomp import compile_filter
 
 _DEV: Final = Register("dev", 0)
@@ -89,7 +90,7 @@ class Plan:
 
     def encode(self) -> bytes:
         """The bytes that the child interprets."""
-        return ops.encode(self.operations)
+        return _stock().encode(self.operations)
 
     def describe(self) -> str:
         """One numbered line for each operation, for ``--dry-run``."""
@@ -116,12 +117,32 @@ class _Builder:
     def __call__(self, name: str, *arguments: Argument, note: str = "") -> None:
         self.operations.append(Operation(self.stage, name, arguments, note))
 
+    def same(self, part: Callable[[_Builder], None]) -> None:
+        """What `part` adds; it is the same in every plan."""
+        self.operations += _operations(part)
+
     def mount(self, register: Register, target: str, fstype: str, options: dict[str, str], attributes: int) -> None:
         """Mount a new file system at `target`; values "" are flags."""
-        pairs = [word for item in options.items() for word in item]
+        pairs = tuple(word for item in options.items() for word in item)
         self("new_mount", register, fstype, pairs, attributes, note=_attribute_words(attributes))
         if target:
             self("attach", register, target)
+
+
+@functools.cache
+def _operations(part: Callable[[_Builder], None]) -> tuple[Operation, ...]:
+    add = _Builder()
+    part(add)
+    return tuple(add.operations)
+
+
+@functools.cache
+def _stock() -> Stock:
+    """The operations of a start and of an exec of nobody in particular: most of everybody's."""
+    nobody = SandboxConfig("", "nobody", ("/",), (), "/", 0, 0, (), ID_RANGE)
+    start = start_plan(nobody, Fds(*range(5), stdin=5, stdout=6, stderr=7))
+    further = exec_plan(nobody, Fds(0, agent=2, pidns=1, stdin=3, stdout=4, stderr=5))
+    return Stock((*start.operations, *further.operations))
 
 
 def _attribute_words(attributes: int) -> str:
@@ -148,8 +169,9 @@ def start_plan(config: SandboxConfig, fds: Fds) -> Plan:
     _root(add, add.fd("rootfs", fds.rootfs))
     add.stage = "owner"
     add("become_owner", config.id_base)
-    _dev(add, config)
-    _kernel_trees(add)
+    add.same(_dev)
+    _terminals_and_memory(add, config)
+    add.same(_kernel_trees)
     _volumes(add, config, fds)
     add.stage = "user namespace"
     add("setns", add.fd("userns", fds.userns), ns.CLONE_NEWUSER)
@@ -208,7 +230,7 @@ def _root(add: _Builder, rootfs: Fd) -> None:
     add("mount_setattr", CWD, "/", 0, attr, len(attr), note="nosuid,nodev")
 
 
-def _dev(add: _Builder, config: SandboxConfig) -> None:
+def _dev(add: _Builder) -> None:
     add.stage = "mount /dev"
     add.mount(_DEV, "", "tmpfs", {"mode": "755", "size": "64k", "nr_inodes": "64"}, _NOSUID | _NOEXEC)
     for name, (major, minor) in _DEVICES.items():
@@ -217,6 +239,9 @@ def _dev(add: _Builder, config: SandboxConfig) -> None:
         add("symlinkat", target, _DEV, name)
     add("open_path", _NULL, _DEV, "null")
     add("attach", _DEV, "/dev")
+
+
+def _terminals_and_memory(add: _Builder, config: SandboxConfig) -> None:
     add.stage = "mount /dev/pts"
     options = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": str(config.id_base + _TTY_GID)}
     add.mount(_FRESH, "/dev/pts", "devpts", options, _NOSUID | _NOEXEC)

@@ -194,7 +194,7 @@ class Runner:
         except (AgentosError, OSError) as error:
             leftovers.append(f"cgroup: {error}")
         try:
-            self._host.network.destroy(agent.record.slot)
+            self._host.network.retire(agent.record.slot)
         except (AgentosError, OSError) as error:
             leftovers.append(f"network: {error}")
         faults.point("release.network")

@@ -2,7 +2,8 @@
 
 A namespace maps one agent's id range, which follows from its slot. So a new agent is given a slot whose namespace is
 ready, and the launcher is asked for the next one while nothing else happens. A namespace is used for one run only:
-keyrings and other state of a namespace must not outlive an agent.
+keyrings and other state of a namespace must not outlive an agent. Slots whose former agent has left something that
+still goes away are passed over as long as there are others.
 """
 
 from __future__ import annotations
@@ -22,10 +23,19 @@ Maker = Callable[[int, int], Awaitable[int]]
 class UsernsPool:
     """Up to `depth` ready namespaces. Use on the event loop's thread only."""
 
-    def __init__(self, make: Maker, block: int, used_slots: Callable[[], set[int]], depth: int = 8) -> None:
+    def __init__(
+        self,
+        make: Maker,
+        block: int,
+        used_slots: Callable[[], set[int]],
+        depth: int = 8,
+        *,
+        unready: Callable[[], set[int]] = set,
+    ) -> None:
         self._make = make
         self._block = block
         self._used = used_slots
+        self._unready = unready
         self._depth = depth
         self._ready: dict[int, int] = {}
         self._filling: asyncio.Task[None] | None = None
@@ -36,9 +46,14 @@ class UsernsPool:
         Raises:
             AgentosError: ``node-full``.
         """
-        used = self._used()
-        prepared = self._ready.keys() - used
-        return min(prepared) if prepared else admission.lowest_free_slot(used)
+        used, unready = self._used(), self._unready()
+        prepared = self._ready.keys() - used - unready
+        if prepared:
+            return min(prepared)
+        try:
+            return admission.lowest_free_slot(used | unready)
+        except AgentosError:
+            return admission.lowest_free_slot(used)
 
     async def take(self, slot: int) -> int:
         """The fd (now the caller's) of an unused namespace for `slot`."""
@@ -55,7 +70,7 @@ class UsernsPool:
     async def _fill(self) -> None:
         with contextlib.suppress(AgentosError, CloneError):  # a start that needs the namespace meets the error itself
             while len(self._ready) < self._depth:
-                slot = admission.lowest_free_slot(self._used() | self._ready.keys())
+                slot = admission.lowest_free_slot(self._used() | self._unready() | self._ready.keys())
                 fd = await self._make(admission.id_base(self._block, slot), admission.ID_RANGE)
                 if slot in self._ready:
                     os.close(fd)

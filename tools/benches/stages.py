@@ -87,7 +87,7 @@ class Driver:
         """One start; returns its microseconds: to exec, to the program's end, and to the end of each of `STAGES`."""
         host = self._host
         self._number += 1
-        slot = admission.lowest_free_slot(host.agents.slots())
+        slot = host.userns.free_slot()
         record = Record(id=f"{self._number:012x}", slot=slot, spec=SPEC, image_digest=self._digest, created_at=0.0)
         agent = Agent(record)
         begun = time.perf_counter()
@@ -117,7 +117,7 @@ class Driver:
     def _release(self, agent: Agent) -> None:
         """In a worker thread."""
         assert agent.run is not None
-        self._host.network.destroy(agent.record.slot)
+        self._host.network.retire(agent.record.slot)
         empty_and_remove(agent.run.group)
         directory = Path(self._host.options.agent_dir(agent.id))
         self._host.images.release(directory)
@@ -142,7 +142,7 @@ async def open_host(state: str, base: str, image: Path) -> tuple[Host, str]:
         options=options, block=BLOCK, capacity=admission.node_capacity(), controllers=groups.controllers,
         init_fd=os.open(find_program(*INITS), os.O_RDONLY | os.O_CLOEXEC), registry=absent, agents=agents,
         events=absent, workers=Workers(), link=link, units=units,
-        userns=UsernsPool(link.make_userns, BLOCK, agents.slots),
+        userns=UsernsPool(link.make_userns, BLOCK, agents.slots, unready=network.retiring),
         images=images, groups=groups, network=network, shares=absent, addresses=addresses, resolve_user=resolve_user,
         volume=volume_mount,
     )  # fmt: skip
