@@ -10,7 +10,6 @@ _NO_SECRETS: Final = "a build is given nothing secret"
 _JSON: Final = "-o json, and a program such as jq"
 _ALL: Final = "all are shown, also those without a name"
 _GC_ASKS: Final = "it does not ask; --dry-run says what would go"
-_GC_ALL: Final = "it frees what has no name; image rm takes names"
 
 _IMAGE_COMMANDS: Final = {
     "list": "image ls",
@@ -56,8 +55,7 @@ _OPTIONS: Final = {
     ("export", "-o"): "where it goes is the second word: image export NAME FILE.tar",
     ("gc", "-f"): _GC_ASKS,
     ("gc", "--force"): _GC_ASKS,
-    ("gc", "-a"): _GC_ALL,
-    ("gc", "--all"): _GC_ALL,
+    ("gc", "--filter"): "--older-than 7d is until=, for the build cache",
     ("run", "-p"): "ports are not published: an agent's are reached at its address (inspect)",
     ("run", "--publish"): "ports are not published: an agent's are reached at its address (inspect)",
 }

@@ -54,7 +54,7 @@ class ImageCalls(Door):
             yield event
         raise transport.lost(ConnectionError("its answer has no end"), "POST /v1/images/verify")
 
-    def collect_images(self, *, dry_run: bool = False, older_than: float | None = None) -> wire.GcResult:
+    def collect_images(self, *, dry_run: bool = False, older_than: float | None = wire.CACHE_KEPT) -> wire.GcResult:
         """Free what nothing reaches; `older_than` seconds for steps of the build cache, None takes all of them."""
         wanted = wire.GcRequest(dry_run=dry_run, older_than=older_than)
         return self._typed(wire.GcResult, "POST", "/v1/images/gc", wanted, None)

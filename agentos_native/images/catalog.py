@@ -42,6 +42,7 @@ from agentos_native.images.index import Index
 from agentos_native.images.leases import Lease
 from agentos_native.images.model import Image, ImageConfig, Layer, Manifest
 from agentos_native.images.records import Records, hex_of, manifest_digest
+from agentos_native.wire.images import CACHE_KEPT
 
 __all__ = ["Catalog", "InUse", "Lease", "Staging", "manifest_digest"]
 
@@ -323,9 +324,9 @@ class Catalog:
         self.disk.discard(aside)
         return aside
 
-    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = None) -> Freed:
-        """Remove images without a name that nobody uses, layers that nothing reaches, steps of the build cache, and
-        what killed processes left, partial downloads too. What runs or is under way stays.
+    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = CACHE_KEPT) -> Freed:
+        """Remove images without a name that nobody uses, layers that nothing reaches, old steps of the build cache,
+        and what killed processes left, partial downloads too. What runs or is under way stays.
 
         Args:
             in_use: digests of images that agents have.

@@ -27,7 +27,7 @@ def explained() -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            hint = "make room, for example with `agentos-native image gc`; the store is as it was"
+            hint = "make room: `agentos-native image gc`, with --all the build cache too; the store is as it was"
             raise AgentosError("disk-full", "there is no space left for images", str(error.strerror), hint) from None
         if error.errno in _FAILED:
             raise AgentosError("disk-failed", f"the store cannot be written: {error.strerror}") from None

@@ -42,12 +42,15 @@ def used(in_use: InUse) -> Iterator[Collection[str]]:
 
 class Freed(msgspec.Struct, frozen=True, kw_only=True):
     """What a collection took, or would take: digests of images and layers, how many steps of the build cache, and the
-    bytes in all those files; `notes` say in words why something stayed."""
+    bytes in all those files; `kept_steps` of the cache stay, and with them `kept_bytes` in files that nothing else
+    needs; `notes` say in words why something stayed."""
 
     images: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     steps: int = 0
     bytes: int = 0
+    kept_steps: int = 0
+    kept_bytes: int = 0
     notes: tuple[str, ...] = ()
 
 
@@ -171,14 +174,18 @@ def collect(parts: Parts, in_use: InUse, dry_run: bool, older_than: float | None
     if not dry_run:
         parts.records.settle()
     steps = _old_steps(parts, held.layers, older_than)
+    kept = _old_steps(parts, held.layers, None) - steps
     staying = [digest for digest in everything if digest not in going]
     layers, damaged = _unreached(parts, staying, steps, None)
     doomed = _litter(parts, layers, steps, downloads=True)
+    cached = set(_unreached(parts, staying, steps | kept, None)[0]) - set(layers)
     freed = Freed(
         images=tuple(going),
         layers=tuple(doomed.layers),
         steps=len(steps),
         bytes=_bytes(parts.disk, doomed, sizes),
+        kept_steps=len(kept),
+        kept_bytes=sum(sizes.get(digest, 0) for digest in cached),
         notes=tuple(
             f"the record of image {digest[:19]} is damaged: no layer is freed before it is removed"
             for digest in damaged

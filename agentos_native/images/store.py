@@ -17,6 +17,7 @@ from agentos_native.images.oci.exporting import ExportOptions, export_image
 from agentos_native.images.oci.importing import ImportOptions, Watch, import_image
 from agentos_native.images.session import ProgressCallback, Session
 from agentos_native.images.verify import Finding, Verification
+from agentos_native.wire.images import CACHE_KEPT
 
 
 class ImageStore:
@@ -50,7 +51,7 @@ class ImageStore:
         """See `Catalog.remove`."""
         return self.catalog.remove(ref, in_use)
 
-    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = None) -> Freed:
+    def gc(self, in_use: InUse = (), *, dry_run: bool = False, older_than: float | None = CACHE_KEPT) -> Freed:
         """See `Catalog.gc`."""
         return self.catalog.gc(in_use, dry_run=dry_run, older_than=older_than)
 

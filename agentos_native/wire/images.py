@@ -6,9 +6,12 @@ Long work (a build, a pull, an import) answers with lines of JSON as it goes, ea
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
+
+CACHE_KEPT: Final = 7 * 86400.0
+"""Seconds for which `image gc` keeps a step of the build cache after its last use, unless it is told otherwise."""
 
 
 class LayerBody(msgspec.Struct, kw_only=True):
@@ -61,20 +64,22 @@ class TagRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`older_than`: seconds since a step of the build cache was last used; None takes all of the cache."""
+    """`older_than`: seconds since a step of the build cache was last used; None (null) takes all of the cache."""
 
     dry_run: bool = False
-    older_than: float | None = None
+    older_than: float | None = CACHE_KEPT
 
 
 class GcResult(msgspec.Struct, kw_only=True):
     """What is gone, or would be: images without a name, layers, steps of the build cache; `bytes` in files; `notes`
-    say why something stayed."""
+    say why something stayed. `kept_steps` of the cache stay, and `kept_bytes` in files with them alone."""
 
     images: list[str]
     layers: list[str]
     steps: int
     bytes: int
+    kept_steps: int = 0
+    kept_bytes: int = 0
     notes: list[str] = msgspec.field(default_factory=list)
 
 

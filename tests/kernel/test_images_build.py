@@ -240,7 +240,7 @@ def test_nobody_takes_what_a_build_works_with(ground: Place, context: Path) -> N
     lines = []
     for event in ground.client.build_image(BuildRequest(context=str(context), names=["kept"])):
         if event.text == "begun":
-            ground.client.collect_images()
+            ground.client.collect_images(older_than=None)
             with pytest.raises(AgentosError, match="image-in-use"):
                 ground.client.remove_image("box")
         if event.kind == "log":

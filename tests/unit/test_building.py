@@ -301,7 +301,7 @@ def test_a_build_beside_collections(tmp_path: Path) -> None:
 
         def collect() -> None:
             while not ended.wait(0.002):
-                scene.store.gc(scene.lifecycle.host.images_kept)
+                scene.store.gc(scene.lifecycle.host.images_kept, older_than=None)
 
         collecting = asyncio.create_task(asyncio.to_thread(collect))
         with scene.store.catalog.lease():

@@ -224,8 +224,14 @@ def test_gc(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
         "would free 4Ki: 1 image, 1 layer, 2 steps of the build cache",
     ]
     assert err == "note: something stays\n"
+    server.answers["POST", "/v1/images/gc"] = (200, result | {"notes": [], "kept_steps": 1, "kept_bytes": 2048})
     assert run("gc", "-o", "json") == 0
     assert json.loads(capsys.readouterr().out)["steps"] == 2
+    assert server.asked[-1].json == {"dry_run": False, "older_than": 7 * 86400}
+    assert run("gc", "--all") == 0
     assert server.asked[-1].json == {"dry_run": False, "older_than": None}
+    assert capsys.readouterr().err == "the build cache keeps 1 step with 2Ki: --all frees that\n"
+    assert run("gc", "--all", "--older-than", "7d") == 125
+    assert "one of them" in capsys.readouterr().err
     assert run("gc", "--older-than", "soon") == 125
     assert "--older-than" in capsys.readouterr().err

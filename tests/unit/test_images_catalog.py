@@ -151,12 +151,27 @@ def test_a_layer_of_the_build_cache_stays_until_gc(catalog: Catalog) -> None:
     catalog.remove("a")
     assert catalog.recover() == []
     assert catalog.known("step:x") is not None
-    assert catalog.gc(older_than=3600).steps == 0
+    freed = catalog.gc(older_than=3600)
+    assert (freed.steps, freed.kept_steps, freed.kept_bytes) == (0, 1, 1)
     assert catalog.known("step:x") is not None
-    freed = catalog.gc()
-    assert (freed.steps, len(freed.layers), freed.bytes) == (1, 1, 1)
+    freed = catalog.gc(older_than=None)
+    assert (freed.steps, len(freed.layers), freed.bytes, freed.kept_steps, freed.kept_bytes) == (1, 1, 1, 0, 0)
     assert catalog.known("step:x") is None
     assert litter(catalog) == []
+
+
+def test_the_build_cache_stays_for_a_week_unless_told_otherwise(catalog: Catalog) -> None:
+    for number, (content, days) in enumerate(((b"new", 0), (b"recent", 6.9), (b"old", 7.1))):
+        make_image(catalog, f"i{number}", content, key="step")
+        catalog.remove(f"i{number}")
+        path = catalog.index._path(f"step:{content.decode()}")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    make_image(catalog, "named", b"recent")
+    freed = catalog.gc(dry_run=True)
+    assert freed == catalog.gc()
+    assert (freed.steps, len(freed.layers), freed.bytes) == (1, 1, len("old"))
+    assert (freed.kept_steps, freed.kept_bytes) == (2, len("new")), "what an image has, too, is not the cache's alone"
+    assert catalog.known("step:old") is None and catalog.known("step:recent") and catalog.known("step:new")
 
 
 def test_looking_a_step_up_is_using_it(catalog: Catalog) -> None:
@@ -298,7 +313,7 @@ def test_what_is_under_way_stays_and_what_failed_goes(catalog: Catalog) -> None:
     with catalog.lease():
         layer = add_layer(catalog, {"f": b"x"}, ["diff:x"])
         assert other.recover() == []
-        assert other.gc().layers == ()
+        assert other.gc(older_than=None).layers == ()
         assert other.known("diff:x") == layer
     assert other.known("diff:x") is None
     assert litter(catalog) == []
@@ -387,7 +402,7 @@ def test_the_lease_of_a_killed_process_ends_with_it(catalog: Catalog) -> None:
                 break
             time.sleep(0.01)
         assert other.recover() == []
-        assert other.gc().layers == ()
+        assert other.gc(older_than=None).layers == ()
     finally:
         kill(child)
     assert len(other.recover()) == 1
@@ -406,7 +421,7 @@ def test_processes_at_once_leave_a_store_that_is_whole(catalog: Catalog) -> None
                 mine.tag(f"shared-{turn % 2}", f"tag-{number}")
             with contextlib.suppress(AgentosError):
                 mine.remove(f"shared-{(turn + number) % 3}")
-            mine.gc() if turn % 5 == number else mine.recover()
+            mine.gc(older_than=None) if turn % 5 == number else mine.recover()
 
     children = []
     for number in range(4):

@@ -45,7 +45,7 @@ CHANGES: dict[str, Change] = {
     "rm of the last name": lambda catalog: catalog.remove("lone"),
     "rm by digest": _remove_by_digest,
     "gc": lambda catalog: catalog.gc(),
-    "gc of the cache": lambda catalog: catalog.gc({catalog.list()[-1].digest}),
+    "gc of the cache": lambda catalog: catalog.gc({catalog.list()[-1].digest}, older_than=None),
 }
 
 

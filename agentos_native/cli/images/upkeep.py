@@ -121,23 +121,33 @@ def _older_than(_: click.Context, param: click.Parameter, value: str | None) -> 
 @click.command("gc")
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option(
-    "--older-than", callback=_older_than, metavar="TIME", help="Keep steps of the build cache used since then: 7d, 12h."
+    "--older-than",
+    callback=_older_than,
+    metavar="TIME",
+    help="Keep steps of the build cache used since then (7d): 12h.",
 )
+@click.option("-a", "--all", "everything", is_flag=True, help="The whole build cache, too.")
 @output_option
 @click.pass_context
-def gc(ctx: click.Context, dry_run: bool, older_than: float | None, output: str) -> None:
-    """Free images without a name, layers that nothing needs, the build cache, and what killed imports left.
+def gc(ctx: click.Context, dry_run: bool, older_than: float | None, everything: bool, output: str) -> None:
+    """Free images without a name, layers that nothing needs, steps of the build cache that were not used for a week,
+    and what killed imports left.
 
-    Never what an agent uses (running or not), nor what is being imported, pulled or built.
+    Never what an agent uses (running or not), nor what is being imported, pulled or built. Names stay: image rm.
 
     \b
-    Example:
-      agentos-native image gc --dry-run --older-than 7d
+    Examples:
+      agentos-native image gc --dry-run --older-than 1d
+      agentos-native image gc --all
     """
     from agentos_native.cli.embedded import supervised
+    from agentos_native.wire.images import CACHE_KEPT
 
+    if everything and older_than is not None:
+        raise AgentosError("usage", "--all takes steps of any age", "--older-than", "say one of them")
+    age = None if everything else CACHE_KEPT if older_than is None else older_than
     with supervised(ctx) as client:
-        freed = client.collect_images(dry_run=dry_run, older_than=older_than)
+        freed = client.collect_images(dry_run=dry_run, older_than=age)
     if output == "json":
         print_json(freed)
         return
@@ -150,3 +160,6 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None, output: str)
     counts = f"{count(len(freed.images), 'image')}, {count(len(freed.layers), 'layer')}"
     counts += f", {count(freed.steps, 'step')} of the build cache"
     print(f"{'would free' if dry_run else 'freed'} {size(freed.bytes)}: {counts}")
+    if freed.kept_steps:
+        kept = count(freed.kept_steps, "step")
+        print(f"the build cache keeps {kept} with {size(freed.kept_bytes)}: --all frees that", file=sys.stderr)
