@@ -29,6 +29,8 @@ PATIENCE: Final = 0.02
 FEW: Final = 8
 WORTH: Final = 4
 """Writes that a factor must save in a parent: a few are simply written, so that small groups hold what is computed."""
+LEAST: Final = 16
+"""No factor makes a weight less than this one: whole numbers would not tell it well enough."""
 LOOSE: Final = 0.25
 """How far down the weight of a member that has all it wants may be due before it is written: the kernel hands on what
 it does not use. Should it want more, it has somewhat too much for a tick."""
@@ -97,8 +99,9 @@ def factors(wanted: Indices, held: Indices, found: Truths, parent: Indices) -> F
     best = _best(np.log(held[counted] / wanted[counted]), of[counted], ~found[counted], len(first))
     usual = np.clip(wanted, LOWEST, HIGHEST)
     highest, lowest = np.maximum.reduceat(usual, first), np.minimum.reduceat(usual, first)
-    best = np.clip(best, np.minimum(0.5 * COARSE / lowest, 1.0), HIGHEST / highest)
-    return best[of]
+    # where whole numbers do not tell everybody well enough any more, all are told anew, once
+    tellable = (best * highest <= HIGHEST) & ((best >= 1.0) | (best * lowest >= LEAST))
+    return np.where(tellable, best, 1.0)[of]
 
 
 def _best(quotient: Floats, of: Indices, kept: Truths, parents: int) -> Floats:

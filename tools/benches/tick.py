@@ -129,7 +129,7 @@ def run(options: argparse.Namespace, here: Place, progress: Callable[[str], None
         if len(sizes) > 1:
             rows.append(growth_row(sizes, each))
     progress("wandering demand")
-    return [*rows, *wandering.rows(here.directory / "wandering", sizes[0])]
+    return [*rows, *wandering.rows(here.directory / "wandering", sizes[0], progress)]
 
 
 def sizes_of(text: str, most: int) -> list[int]:

@@ -97,7 +97,7 @@ def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str
     due = kernel["due"]
     yield f"kernel: cpu.weight is {'not written here' if written is None else written}, due {due}"
     if written is not None and not due / FAR <= written <= due * FAR:
-        yield "  only its proportion to its siblings' counts: all may hold one multiple of their due, who is content even more"
+        yield "  only its proportion to its siblings' counts: all may hold one multiple of their due, sleepers more"
     if kernel["rule"] == "alone":
         yield "  alone in its group: its own weight"
     elif kernel["rule"] == "w-rule":
