@@ -1,175 +1,182 @@
 """Which waiting start comes next: start-time fair queueing of admissions over tenants. Figures in, a choice out.
 
 Theory of operation
-    Every tenant has a queue (priority tier first, then arrival). A start of tenant f costs its dominant share, the
-    largest part of the node that it asks of any resource, divided by f's weight. Goyal, Vin and Cheng, "Start-time
-    Fair Queuing" (SIGCOMM 1996): the virtual time v is the start tag of the last start served, a tenant's next start
-    has the tag max(v, F_f), F_f = tag + cost being the finish tag of its last one; the lowest tag is served first.
-    Since tags belong to tenants and not to their starts, cancelling a start costs nothing and a tenant may order its
-    own queue as it likes. When nothing waits, tags are forgotten, as at the end of the paper's busy period.
+    Every tenant has a queue (priority tier first, then arrival). A start of tenant f has the price of its dominant
+    share, the largest part of the node that it asks of any resource, divided by f's weight. Goyal, Vin and Cheng,
+    "Start-time Fair Queuing" (SIGCOMM 1996): the virtual time v is the start tag of the last start served, a tenant's
+    next start has the tag max(v, F_f), F_f = tag + price being the finish tag of its last one; the lowest tag is served
+    first, of equal ones that of the tenant served longer ago. Since tags belong to tenants and not to their starts,
+    cancelling a start costs nothing and a tenant may order its own queue as it likes. When nothing waits, tags are
+    forgotten, as at the end of the paper's busy period.
 
-    A server of packets always serves the lowest tag. Here the lowest one may not fit, and three rules say who may go
-    on all the same. (1) What is blocked by a limit of its own tenant holds back only starts behind it in its own queue.
-    (2) A tenant whose head does not fit on the node holds back, of the tenants behind it, those that run at least as
-    much as it does (dominant share by weight, now), so neither can a stream of small starts starve it, nor does it
-    stand in the way of those who have less. (3) Held back means: what the waiting start asks for is set aside, so
-    whoever needs nothing of what is short, and leaves enough of the rest, goes on.
+    A server of packets always serves the lowest tag. Here the lowest one may not fit. Who then may go on?
+    (1) What is blocked by a limit of its own tenant holds back only starts behind it in its own queue.
+    (2) Of each resource of the node, the first start in the order that lacks it, and no other, *holds* it: whoever
+        comes behind and needs any of that resource waits, and of everything else that the holder asks for it leaves as
+        much. So a holder can be overtaken only by what cannot delay it. Held back are those whose tenants run at least
+        as much as the holder's (dominant share by weight, now), so nobody stands in the way of those who have less:
+        among these, the first that lacks the resource holds it against its own likes. (Inside its own tenant, whatever
+        comes first to lack a resource holds it, too.)
+    (3) A holder has patience: until as much as its own cost has gone past it, starts behind it that fit now go on, if
+        their tenant has no more with them than the holder's would have with it. So neither do many equal tenants that
+        wait for much keep out a small start for which there is room, nor do small starts starve a large one.
 
-    A tenant that was passed over is owed nothing later (its tag is at least v, as if it had come just now). So for
-    tenants f and m whose heads wait all through an interval in which no later tag passes either of them, the paper's
-    theorem 1 holds whatever the server does: |W_f/w_f - W_m/w_m| <= l_f/w_f + l_m/w_m, with W the cost served and l
-    the largest cost of one start. And a tenant that runs nothing, has been served nothing since others wait, and comes
-    late has the tag v: before its first start each other tenant has at most one that could delay it, for once served,
-    the other's tag is beyond v, and having at least as much it is held back by rule 2.
+    What follows from it:
+    - A tenant that was passed over is owed nothing later (its tag is at least v, as if it had come just now). So for
+      tenants f and m whose heads wait all through an interval in which no later tag passes either of them, the paper's
+      theorem 1 holds whatever the server does: |W_f/w_f - W_m/w_m| <= l_f/w_f + l_m/w_m, with W the cost served and l
+      the largest cost of one start.
+    - What goes past one holder by its patience costs less than the holder itself and one start more.
+    - A start that fits, is the first in the order of those that do, and with which its tenant has no more than the
+      holders' would have with theirs, waits for at most one holder of each resource to be served, however many tenants
+      wait ahead of it: the next holder has not been passed yet.
+    - A tenant that comes late and runs nothing has the tag v. Once it is the first that lacks a resource, nobody who
+      runs something takes any of it but by its patience. Before that, each holder ahead of it is of another tenant,
+      with a lower tag, and once served has a tag beyond v: at most one for each other tenant.
+
+    What it costs: of a tenant's starts that ask for the same set of resources, only the first can go on (the others
+    lack what it lacks). These firsts are kept in a search tree (`ordered`) for each set, in the order above, with the
+    least that any of them below a node holds and asks for, so the next one that might go on, or might become a holder,
+    is found in O(log tenants). A tenant is put at its new place when its queue, its sums or its terms have changed;
+    one whose limit is reached waits outside of the trees until then. Two things are not logarithmic: room that is made
+    anew (`Room`) is compared with the last one tenant by tenant; and where one part of the tenants lacks one resource
+    only and the rest another one of the same set, the least figures tell less and more is looked at. Places and reasons
+    are worked out when somebody asks.
 """
 
 from __future__ import annotations
 
 import heapq
-import operator
-from bisect import insort
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from math import inf
-from typing import Final, Literal, NamedTuple
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-RESOURCES: Final = ("cpu", "memory", "slots", "agents", "egress", "ingress")
-"""The places of `Amounts`: CPU and memory in the caller's units, slots of the node (0 for an agent that has one), the
-number of agents that run, and the network's two directions. A caller without a network leaves those out everywhere."""
-CPU, MEMORY, SLOTS, AGENTS, EGRESS, INGRESS = range(6)
-Amounts = tuple[float, ...]
-NOTHING: Final[Amounts] = (0, 0, 0, 0, 0, 0)
-NO_LIMIT: Final[Amounts] = (inf, inf, inf, inf, inf, inf)
-_TENANT_ORDER: Final = (AGENTS, CPU, MEMORY, SLOTS, EGRESS, INGRESS)
-_NODE_ORDER: Final = (CPU, MEMORY, SLOTS, AGENTS, EGRESS, INGRESS)
-_DIVIDED: Final = (CPU, MEMORY, EGRESS, INGRESS)
+from agentos_native.alloc.ordered import Figures, Key, Ordered
+from agentos_native.alloc.room import NOTHING, RESOURCES, Amounts, Obstacle, Room, add
 
-
-class Account(NamedTuple):
-    """A tenant's terms: its weight, its own reservation on the node, and its limits."""
-
-    weight: float = 100
-    floor: Amounts = NOTHING
-    limit: Amounts = NO_LIMIT
-
-
-class Obstacle(NamedTuple):
-    """Why a start waits: of `resource` it asks for more than what is `free` of `capacity`, the tenant's or the node's.
-
-    `ahead`: it would fit but for what is set aside for starts that come before it.
-    """
-
-    resource: str
-    scope: Literal["node", "tenant"]
-    asked: float
-    free: float
-    capacity: float
-    ahead: bool
-
-
-_DEFAULT: Final = Account()
-
-
-class Room:
-    """What is promised on a node, by tenant. A tenant's part is ``max(its own reservation, sum of its agents')``.
-
-    Args:
-        capacity: of the node.
-        accounts: the declared tenants; any other has the default account.
-    """
-
-    def __init__(self, capacity: Amounts, accounts: Mapping[str, Account]) -> None:
-        self.capacity = capacity
-        self._accounts = accounts
-        self._sums: dict[str, Amounts] = {}
-        self.promised: Amounts = NOTHING
-        for name in accounts:
-            self.take(name, NOTHING)
-
-    def account(self, tenant: str) -> Account:
-        """Its terms."""
-        return self._accounts.get(tenant, _DEFAULT)
-
-    def take(self, tenant: str, asked: Amounts) -> None:
-        """One more agent of `tenant` runs. (For a declared tenant with nothing: its reservation counts from now on.)"""
-        floor = self.account(tenant).floor
-        before = self._sums.get(tenant)
-        after = _add(before or NOTHING, asked)
-        part = _most(floor, before) if before is not None else NOTHING
-        self.promised = _add(self.promised, _minus(_most(floor, after), part))
-        self._sums[tenant] = after
-
-    def cost(self, asked: Amounts) -> float:
-        """The dominant share: the largest part of the node that is asked for, every agent being one slot of it."""
-        parts = [asked[j] / self.capacity[j] for j in _DIVIDED[: len(asked) - 2] if asked[j]]
-        return max([*parts, asked[AGENTS] / self.capacity[SLOTS]])
-
-    def holding(self, tenant: str) -> float:
-        """What the tenant runs: its dominant share by its weight."""
-        return self.cost(self._sums.get(tenant, NOTHING)) / self.account(tenant).weight
-
-    def excess(self, tenant: str, asked: Amounts, own: Amounts = NOTHING) -> Amounts:
-        """By how much the node's promises grow with `asked`, when the tenant has `own` more than it runs."""
-        floor = self.account(tenant).floor
-        before = _add(self._sums.get(tenant, NOTHING), own)
-        return _minus(_most(floor, _add(before, asked)), _most(floor, before))
-
-    def obstacle(
-        self,
-        tenant: str,
-        asked: Amounts,
-        in_tenant: Amounts = NOTHING,
-        own: Amounts = NOTHING,
-        others: Amounts = NOTHING,
-    ) -> Obstacle | None:
-        """What keeps `asked` from being taken, beside what is set aside; None: it fits.
-
-        Args:
-            in_tenant: set aside within the tenant's limits.
-            own: set aside on the node for starts of the same tenant.
-            others: set aside on the node for other tenants' starts (what they exceed their reservations by).
-        """
-        account, sums = self.account(tenant), self._sums.get(tenant, NOTHING)
-        for j in _TENANT_ORDER[: len(asked)]:
-            free = account.limit[j] - sums[j]
-            if asked[j] and in_tenant[j] + asked[j] > free:
-                return Obstacle(RESOURCES[j], "tenant", asked[j], free, account.limit[j], asked[j] <= free)
-        more = self.excess(tenant, asked, own)
-        if not any(more):
-            return None
-        reserved = self.excess(tenant, own)
-        for j in _NODE_ORDER[: len(more)]:
-            if more[j] > 0 and self.promised[j] + reserved[j] + others[j] + more[j] > self.capacity[j]:
-                unused = max(account.floor[j] - sums[j], 0)  # promised to this very tenant
-                free = self.capacity[j] - self.promised[j] + unused
-                return Obstacle(RESOURCES[j], "node", asked[j], free, self.capacity[j], asked[j] <= free)
-        return None
+_ROUNDING: Final = 1e-6
+"""Amounts that are not whole numbers (of a simulation) are compared with so much of doubt before they are computed."""
 
 
 @dataclass(slots=True)
 class Entry:
-    """A waiting start. `tier`: 0 is served first; `ticket` grows with each arrival; `obstacle` as last seen."""
+    """A waiting start. `tier`: 0 is served first; `ticket` grows with each arrival."""
 
     key: str
     tenant: str
     tier: int
     ticket: int
     asked: Amounts
-    obstacle: Obstacle | None = field(default=None, compare=False)
 
 
 def _order(entry: Entry) -> tuple[int, int]:
     return entry.tier, entry.ticket
 
 
+class _Holder(NamedTuple):
+    """A start that holds a resource. `reach`: what its tenant would run with it; `more`: of the node, what it needs;
+    `patience`: the cost of what may still go past it.
+    """
+
+    key: Key
+    entry: Entry
+    resource: int
+    holding: float
+    reach: float
+    more: Amounts
+    patience: float
+
+    def lets(self, reach: float) -> bool:
+        """Whether it is patient with a start that takes its tenant to `reach`."""
+        return self.patience > 0 and reach <= self.reach
+
+
+class _Look(NamedTuple):
+    """What was found of one tenant: who may go on (past whom), or its new holders and, by class, why they wait."""
+
+    chosen: Entry | None
+    passed: tuple[_Holder, ...]
+    holders: tuple[_Holder, ...]
+    obstacles: dict[int, Obstacle]
+
+
+class _Flow:
+    """One tenant's queue: all of it, and by the set of resources that are asked for."""
+
+    def __init__(self) -> None:
+        self.entries: list[Entry] = []
+        self.classes: dict[int, list[Entry]] = {}
+        self.leaves: dict[int, Key] = {}
+        self.weight = 0.0
+        self._paid = [0.0]
+
+    def put(self, entry: Entry) -> None:
+        """One more."""
+        del self._paid[bisect_left(self.entries, _order(entry), key=_order) + 1 :]
+        insort(self.entries, entry, key=_order)
+        insort(self.classes.setdefault(kind(entry), []), entry, key=_order)
+
+    def remove(self, entry: Entry) -> None:
+        """One less."""
+        place = self.place(entry)
+        del self.entries[place]
+        if place:
+            del self._paid[place + 1 :]
+        else:
+            del self._paid[:1]
+        same = self.classes[kind(entry)]
+        del same[bisect_left(same, _order(entry), key=_order)]
+        if not same:
+            del self.classes[kind(entry)]
+
+    def place(self, entry: Entry) -> int:
+        """How many come before it."""
+        return bisect_left(self.entries, _order(entry), key=_order)
+
+    def heads(self) -> list[Entry]:
+        """The first of each class, in order."""
+        return sorted((entries[0] for entries in self.classes.values()), key=_order)
+
+    def reweigh(self, weight: float) -> None:
+        """Prices are others when the tenant's weight is."""
+        if weight != self.weight:
+            self.weight, self._paid = weight, [0.0]
+
+    def paid(self, place: int, room: Room) -> float:
+        """The price of all that come before `place`."""
+        known = self._paid
+        if not known:
+            known.append(0.0)
+        while len(known) <= place:
+            entry = self.entries[len(known) - 1]
+            known.append(known[-1] + room.price(entry.tenant, entry.asked))
+        return known[place] - known[0]
+
+
+def kind(entry: Entry) -> int:
+    """The set of resources that it asks for, as bits."""
+    return sum(1 << j for j, amount in enumerate(entry.asked) if amount)
+
+
 class FairQueue:
-    """All that wait; see the module. `virtual` and `finish` (by tenant) are the tags, to be kept across a restart."""
+    """All that wait; see the module.
+
+    Attributes:
+        virtual, finish: the tags, the latter by tenant, and
+        passed: the cost of what has gone past holders, by their keys: all three to be kept across a restart.
+    """
 
     def __init__(self) -> None:
         self.virtual = 0.0
         self.finish: dict[str, float] = {}
-        self._flows: dict[str, list[Entry]] = {}
+        self.passed: dict[str, float] = {}
+        self._flows: dict[str, _Flow] = {}
         self._entries: dict[str, Entry] = {}
+        self._trees: dict[int, Ordered[str]] = {}
+        self._stale: set[str] = set()
+        self._room: Room | None = None
+        self._holders: list[_Holder] | None = None
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -177,113 +184,254 @@ class FairQueue:
     def __iter__(self) -> Iterator[Entry]:
         return iter(list(self._entries.values()))
 
+    def copy(self) -> FairQueue:
+        """Another one, in which the same starts wait."""
+        other = FairQueue()
+        other.virtual, other.finish, other.passed = self.virtual, dict(self.finish), dict(self.passed)
+        for entry in self:
+            other.put(entry)
+        return other
+
     def get(self, key: str) -> Entry | None:
         """The entry of this key."""
         return self._entries.get(key)
 
     def length(self, tenant: str) -> int:
         """How many starts of the tenant wait."""
-        return len(self._flows.get(tenant, ()))
+        return len(self._flows[tenant].entries) if tenant in self._flows else 0
+
+    def lengths(self) -> dict[str, int]:
+        """The same of all tenants that have any."""
+        return {tenant: len(flow.entries) for tenant, flow in self._flows.items()}
+
+    def last(self, tenant: str) -> Entry:
+        """The last of the tenant's queue."""
+        return self._flows[tenant].entries[-1]
 
     def put(self, entry: Entry) -> None:
         """Wait (again, with other figures, when the key is known)."""
-        if entry.key in self._entries:
-            self._take_out(entry.key)
+        known = self._entries.get(entry.key)
+        if known is not None:
+            self._take_out(known)
         self._entries[entry.key] = entry
-        insort(self._flows.setdefault(entry.tenant, []), entry, key=_order)
+        self._flows.setdefault(entry.tenant, _Flow()).put(entry)
+        self._touched(entry.tenant)
 
     def remove(self, key: str) -> bool:
         """Wait no more; whether it did."""
         if key not in self._entries:
             return False
-        self._take_out(key)
+        self._take_out(self._entries[key])
+        self.passed.pop(key, None)
         if not self._entries:
             self.virtual = 0.0
             self.finish.clear()
         return True
 
-    def _take_out(self, key: str) -> None:
-        entry = self._entries.pop(key)
+    def _take_out(self, entry: Entry) -> None:
+        del self._entries[entry.key]
         flow = self._flows[entry.tenant]
         flow.remove(entry)
-        if not flow:
+        if not flow.entries:
+            self._uproot(flow)
             del self._flows[entry.tenant]
+        self._touched(entry.tenant)
 
-    def _tag(self, tenant: str) -> tuple[float, float, int]:
-        """The start tag of the tenant's head. Equal ones: who was served longer ago, then whose head came first."""
-        finish = self.finish.get(tenant, 0.0)
-        return max(self.virtual, finish), finish, self._flows[tenant][0].ticket
+    # -- the trees -----------------------------------------------------------------------------------------------
+
+    def _touched(self, tenant: str) -> None:
+        self._stale.add(tenant)
+        self._holders = None
+
+    def _uproot(self, flow: _Flow) -> None:
+        for of, key in flow.leaves.items():
+            self._trees[of].remove(key)
+            if not self._trees[of]:
+                del self._trees[of]
+        flow.leaves.clear()
+
+    def _follow(self, room: Room) -> None:
+        """Put tenants whose queue, sums or terms are others than at the last look where they belong now."""
+        if self._room is room:
+            moved = room.moved
+        else:
+            known = self._room is not None and self._room.capacity == room.capacity
+            moved = room.differing(self._room) if known and self._room is not None else set(self._flows)
+            self._holders = None
+        if moved:
+            self._holders = None
+        for tenant in self._stale | moved:
+            if tenant in self._flows:
+                self._plant(tenant, room)
+        self._stale.clear()
+        room.moved.clear()
+        self._room = room
+
+    def _plant(self, tenant: str, room: Room) -> None:
+        flow = self._flows[tenant]
+        self._uproot(flow)
+        flow.reweigh(room.account(tenant).weight)
+        key, holding = self._key(tenant), room.holding(tenant)
+        for of, entries in flow.classes.items():
+            asked = entries[0].asked
+            figures = (holding, holding + room.price(tenant, asked), *room.excess(tenant, asked))
+            self._trees.setdefault(of, Ordered()).insert(key, tenant, figures)
+            flow.leaves[of] = key
+
+    def _key(self, tenant: str) -> Key:
+        """The order of tenants: max(v, F) grows with F, and of equal tags the one with the lower F is first."""
+        return self.finish.get(tenant, 0.0), self._flows[tenant].entries[0].ticket, tenant
+
+    def _next(self, after: Key | None, holders: list[_Holder], room: Room) -> tuple[Key, str] | None:
+        """The next tenant in the order that may have a start that goes on, or a new holder."""
+        free = room.free
+
+        def may(least: Figures) -> bool:
+            for holder in holders:
+                if least[2 + holder.resource] <= 0 or least[0] < holder.holding:
+                    continue
+                if not holder.lets(least[1]) or any(map(_exceeds, least[2:], free)):
+                    return False
+            return True
+
+        found = [tree.first(after, may) for tree in self._trees.values()]
+        return min((one for one in found if one is not None), default=None)
+
+    # -- the choice ----------------------------------------------------------------------------------------------
 
     def choose(self, room: Room) -> Entry | None:
         """The start to be served now, which is taken out and paid for; None: nothing that waits may go on.
 
         The caller takes its amounts from `room` before the next call.
         """
-        ahead: dict[float, Amounts] = {}
-        for tenant in sorted(self._flows, key=self._tag):
-            chosen = self._look_through(tenant, room, ahead)
-            if chosen is not None:
-                self.virtual = self._tag(tenant)[0]
-                self.finish[tenant] = self.virtual + room.cost(chosen.asked) / room.account(tenant).weight
-                self.remove(chosen.key)
-                return chosen
-        return None
+        look, self._holders = self._search(room)
+        if look is None or look.chosen is None:
+            return None
+        entry = look.chosen
+        for holder in look.passed:
+            key = holder.entry.key
+            self.passed[key] = self.passed.get(key, 0.0) + room.cost(entry.asked)
+        self.virtual = max(self.virtual, self.finish.get(entry.tenant, 0.0))
+        self.finish[entry.tenant] = self.virtual + room.price(entry.tenant, entry.asked)
+        self.remove(entry.key)
+        return entry
 
-    def _look_through(self, tenant: str, room: Room, ahead: dict[float, Amounts]) -> Entry | None:
-        """The tenant's first start that may go on.
+    def _search(self, room: Room) -> tuple[_Look | None, list[_Holder]]:
+        """Who may go on, and the holders up to there."""
+        self._follow(room)
+        holders: list[_Holder] = []
+        after: Key | None = None
+        while (found := self._next(after, holders, room)) is not None:
+            after, tenant = found
+            flow = self._flows[tenant]
+            look = self._look_through(flow, after, room, holders)
+            if look.chosen is not None:
+                return look, holders
+            holders += look.holders
+            for of, obstacle in look.obstacles.items():
+                if obstacle.scope == "tenant" and of in flow.leaves:  # until something of the tenant has changed
+                    self._trees[of].remove(flow.leaves.pop(of))
+                    if not self._trees[of]:
+                        del self._trees[of]
+        return None, holders
 
-        Args:
-            ahead: what the heads ahead that wait for the node ask for, by what their tenants run: who is behind and
-                runs as much leaves them that. When nothing may go on, this tenant's own head is added.
-        """
+    def _look_through(self, flow: _Flow, key: Key, room: Room, holders: list[_Holder]) -> _Look:
+        """One tenant's starts, in its own order; see the module."""
+        tenant = key[2]
         holding = room.holding(tenant)
+        ahead = [holder for holder in holders if holder.holding <= holding]
         others = NOTHING
-        for theirs, asked in ahead.items():
-            if theirs <= holding:
-                others = _add(others, asked)
+        for holder in ahead:
+            others = add(others, holder.more)
         in_tenant = own = NOTHING
-        waits: Amounts | None = None
+        mine: list[_Holder] = []
         short: dict[int, Obstacle] = {}
-        for entry in self._flows[tenant]:
-            j = next((j for j in short if entry.asked[j]), None)
-            if j is None:
-                entry.obstacle = room.obstacle(tenant, entry.asked, in_tenant, own, others)
-                if entry.obstacle is None:
-                    return entry
-                short[RESOURCES.index(entry.obstacle.resource)] = entry.obstacle
-            else:  # it needs what is short for one ahead of it: there is nothing to be computed
-                wanted = entry.asked[j]
-                entry.obstacle = short[j]._replace(asked=wanted, ahead=wanted <= short[j].free)
-            in_tenant = _add(in_tenant, entry.asked)
-            if entry.obstacle.scope == "node":
-                waits = waits or room.excess(tenant, entry.asked)
-                own = _add(own, entry.asked)
-        if waits is not None:
-            ahead[holding] = _add(ahead.get(holding, NOTHING), waits)
-        return None
+        obstacles: dict[int, Obstacle] = {}
+        for entry in flow.heads():
+            asked = entry.asked
+            lacks = next((j for j in short if asked[j]), None)
+            if lacks is not None:  # what is short for one ahead of it in its own queue
+                obstacles[kind(entry)] = _likewise(short[lacks], asked[lacks])
+                continue
+            more, reach = room.excess(tenant, asked, own), holding + room.price(tenant, asked)
+            held = next((holder.resource for holder in ahead if more[holder.resource] > 0), None)
+            obstacle = room.obstacle(tenant, asked, in_tenant, own, others)
+            if held is not None and (obstacle is None or obstacle.scope == "node"):
+                obstacle = room.held(tenant, asked, held)
+            if obstacle is None:
+                return _Look(entry, (), (), obstacles)
+            passed = tuple(holder for holder in ahead if _both(more, holder.more))
+            patient = bool(passed) and all(holder.lets(reach) for holder in passed)
+            if patient and room.obstacle(tenant, asked, in_tenant, own) is None:
+                return _Look(entry, passed, (), obstacles)
+            resource = RESOURCES.index(obstacle.resource)
+            short[resource] = obstacles[kind(entry)] = obstacle
+            in_tenant = add(in_tenant, asked)
+            if obstacle.scope == "node":
+                if held is None:
+                    patience = room.cost(asked) - self.passed.get(entry.key, 0.0)
+                    mine.append(_Holder(key, entry, resource, holding, reach, more, patience))
+                own = add(own, asked)
+        return _Look(None, (), tuple(mine), obstacles)
+
+    # -- showing -------------------------------------------------------------------------------------------------
+
+    def obstacle(self, key: str) -> Obstacle | None:
+        """Why the start of this key waits, as of the last room that was looked at; None: it is about to go on."""
+        entry, room = self._entries[key], self._room
+        if room is None:
+            return None
+        if self._holders is None:
+            _, self._holders = self._search(room)
+        flow, own = self._flows[entry.tenant], self._key(entry.tenant)
+        holders = [holder for holder in self._holders if holder.key < own]
+        obstacle = self._look_through(flow, own, room, holders).obstacles.get(kind(entry))
+        if obstacle is None or entry is flow.classes[kind(entry)][0]:
+            return obstacle
+        return _likewise(obstacle, entry.asked[RESOURCES.index(obstacle.resource)])
+
+    def place(self, key: str, room: Room) -> tuple[int, int]:
+        """How the start of this key comes in `order`, and in its tenant's queue, both from 1: O(tenants log n)."""
+        entry = self._entries[key]
+        flow = self._flows[entry.tenant]
+        own = flow.place(entry)
+        bound = self._tags(entry.tenant, own, room)
+        before = sum(self._before(tenant, bound, room) for tenant in self._flows if tenant != entry.tenant)
+        return before + own + 1, own + 1
+
+    def _tags(self, tenant: str, place: int, room: Room) -> tuple[float, float, int]:
+        """By what the tenant's start at `place` is ordered: start tag, finish tag of the one before, arrival."""
+        flow, finish = self._flows[tenant], self.finish.get(tenant, 0.0)
+        flow.reweigh(room.account(tenant).weight)
+        tag = max(self.virtual, finish) + flow.paid(place, room)
+        return tag, finish if not place else tag, flow.entries[place].ticket
+
+    def _before(self, tenant: str, bound: tuple[float, float, int], room: Room) -> int:
+        places = range(len(self._flows[tenant].entries))
+        return bisect_left(places, bound, key=lambda place: self._tags(tenant, place, room))
 
     def order(self, room: Room) -> list[Entry]:
         """Everything that waits, as it will be served if all fit from now on."""
         places: list[Entry] = []
-        heads = [(*self._tag(tenant), tenant, 0) for tenant in self._flows]
+        heads = [(*self._tags(tenant, 0, room), tenant, 0) for tenant in self._flows]
         heapq.heapify(heads)
         while heads:
-            tag, _, _, tenant, index = heapq.heappop(heads)
-            flow = self._flows[tenant]
-            places.append(flow[index])
-            if index + 1 < len(flow):
-                tag += room.cost(flow[index].asked) / room.account(tenant).weight
-                heapq.heappush(heads, (tag, tag, flow[index + 1].ticket, tenant, index + 1))
+            _, _, _, tenant, place = heapq.heappop(heads)
+            entries = self._flows[tenant].entries
+            places.append(entries[place])
+            if place + 1 < len(entries):
+                heapq.heappush(heads, (*self._tags(tenant, place + 1, room), tenant, place + 1))
         return places
 
 
-def _add(one: Amounts, other: Amounts) -> Amounts:
-    return tuple(map(operator.add, one, other))
+def _likewise(obstacle: Obstacle, asked: float) -> Obstacle:
+    return obstacle._replace(asked=asked, ahead=asked <= obstacle.free)
 
 
-def _minus(one: Amounts, other: Amounts) -> Amounts:
-    return tuple(map(operator.sub, one, other))
+def _both(one: Amounts, other: Amounts) -> bool:
+    """Whether there is something that both ask for."""
+    return any(a > 0 and b > 0 for a, b in zip(one, other, strict=True))
 
 
-def _most(one: Amounts, other: Amounts) -> Amounts:
-    return tuple(map(max, one, other))
+def _exceeds(least: float, free: float) -> bool:
+    return least > free + _ROUNDING

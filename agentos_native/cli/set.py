@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NONE: Final = "none"
 """Takes a value away: no limit, no reservation, the default weight."""
-LIVE: Final = frozenset({"weight", "type", "resources", "timeout", "stop"})
+LIVE: Final = frozenset({"weight", "type", "resources", "timeout", "waitTimeout", "stop"})
 """The beginnings of the paths of `TEXTS` that can be changed under a running agent. The other options are understood,
 too, so that the supervisor can say what is to be done instead."""
 _TENANT: Final = (

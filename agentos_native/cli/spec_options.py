@@ -41,6 +41,7 @@ TEXTS: Final[tuple[_Text, ...]] = (
     ("--workdir", "workdir", "Working directory inside."),
     ("--hostname", "hostname", "Host name inside (the agent's name by default)."),
     ("--timeout", "timeout", "Stop it after this long (exit status 124)."),
+    ("--wait-timeout", "waitTimeout", "Let its start wait in the queue no longer than this (exit status 124)."),
     ("--stop-signal", "stop.signal", "Signal that asks it to end (the image's, or SIGTERM)."),
     ("--stop-grace", "stop.grace", "Time until a stop kills the whole tree (10s)."),
 )

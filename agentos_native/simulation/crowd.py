@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from agentos_native.alloc import TIERS, Problem
-from agentos_native.alloc.queueing import Account
+from agentos_native.alloc.room import Account
 from agentos_native.alloc.waterfill import Floats, Indices
 from agentos_native.errors import AgentosError
 from agentos_native.simulation.trace import ARRIVE, Step

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from agentos_native.alloc.queueing import Amounts, Entry, FairQueue, Room
+from agentos_native.alloc.queueing import Entry, FairQueue
+from agentos_native.alloc.room import Amounts, Room
 from agentos_native.alloc.waterfill import Indices
 from agentos_native.simulation.crowd import REFUSED, RUNNING, Crowd
 

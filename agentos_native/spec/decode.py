@@ -145,6 +145,7 @@ _FIELDS: Final[dict[type[msgspec.Struct], dict[str, Reader]]] = {
         "capabilities": _list(_string(names.check_capability)),
         "rlimits": _mapping(names.check_rlimit, _whole(0, _count)),
         "timeout": _optional(_timeout),
+        "wait_timeout": _optional(_timeout),
     },
     model.TenantLimits: {
         "cpu": _cpu_limit,

@@ -101,7 +101,10 @@ class Volume(_Part, frozen=True, kw_only=True):
 
 
 class AgentSpec(_Part, frozen=True, kw_only=True):
-    """One agent (or `replicas` of it, named ``<name>-0`` …)."""
+    """One agent (or `replicas` of it, named ``<name>-0`` …).
+
+    Seconds: `timeout` is how long it may run, `wait_timeout` how long its start may wait in the queue.
+    """
 
     name: str
     tenant: str = "default"
@@ -128,6 +131,7 @@ class AgentSpec(_Part, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False
     timeout: float | None = None
+    wait_timeout: float | None = None
     auto_remove: bool = False
     allow_unenforced: tuple[Controller, ...] = ()
 

@@ -38,6 +38,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     control: tuple[model.Resource, ...] = model.RESOURCES
     network_rate: int | None = None
     queue_limit: int = 100
+    node_queue_limit: int = 2000
     record: int = 16 * 2**20
 
 
@@ -85,6 +86,12 @@ def _bytes(text: str) -> int:
 def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= 1000 and len(text) < 9):
         raise AgentosError("out-of-range", f"{clip(text)} is out of range", hint="a whole number from 1 to 1000")
+    return int(text)
+
+
+def _places(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 7 and 1 <= int(text) <= 100_000):
+        raise AgentosError("out-of-range", f"{clip(text)} is out of range", hint="a whole number from 1 to 100000")
     return int(text)
 
 
@@ -150,6 +157,10 @@ TABLE: Final[tuple[Setting, ...]] = (
         "bits per second of the machine's uplink, to be shared; without it only limits are kept",
     ),
     Setting("queue_limit", "N", _count, str, "how many starts of a tenant may wait"),
+    Setting(
+        *("node_queue_limit", "N", _places, str),
+        "how many starts may wait altogether; a tenant never has more waiting than there are places left",
+    ),
     Setting(
         *("record", "SIZE|off", _record, lambda size: quantities.format_memory(size) if size else "off"),
         "size of the ring of recorded ticks in the state directory",

@@ -2,7 +2,7 @@
 
 A reservation that cannot be honoured now is told here, with the numbers; whether its start waits or is refused is the
 matter of `queueing`. A tenant's own reservation counts as ``max(own, sum of its agents')``, on the node and in every
-sum above it. The arithmetic is `agentos_native.alloc.queueing.Room`; here are specs and errors.
+sum above it. The arithmetic is `agentos_native.alloc.room.Room`; here are specs and errors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.spec.model import AgentSpec, Requests, TenantSpec
 
 if TYPE_CHECKING:
-    from agentos_native.alloc.queueing import Account, Amounts, Obstacle, Room
+    from agentos_native.alloc.room import Account, Amounts, Obstacle, Room
 
 BLOCKS: Final = 8
 """With 8 blocks all ids stay below 2³¹: devpts of Linux 6.12 reads its gid= option as a signed number (EINVAL)."""
@@ -77,7 +77,7 @@ def _wire(requests: Requests) -> tuple[int, int]:
 
 def account(tenant: TenantSpec) -> Account:
     """The tenant's terms."""
-    from agentos_native.alloc.queueing import Account
+    from agentos_native.alloc.room import Account
 
     requests, limits = tenant.requests, tenant.limits
     bounds = [inf if limit is None else limit for limit in (limits.cpu, limits.memory, limits.agents)]
@@ -90,7 +90,7 @@ def room(
 ) -> Room:
     """What is left beside `running`; `slots` of the node's are taken."""
     # Not at the top: the constants above are also used where NumPy (a thread for each core) must not be loaded.
-    from agentos_native.alloc.queueing import Room
+    from agentos_native.alloc.room import Room
 
     accounts = {name: account(tenant) for name, tenant in tenants.items()}
     uplink = inf if capacity.network is None else capacity.network

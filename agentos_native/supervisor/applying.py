@@ -21,7 +21,6 @@ from agentos_native.supervisor import admission, resources
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.changing import LIVE_FIELDS, Changer, changed_fields
 from agentos_native.supervisor.lifecycle import Lifecycle
-from agentos_native.supervisor.queueing import queue_full
 from agentos_native.wire.api import Action, ApplyResponse, ApplyResult
 
 
@@ -122,15 +121,10 @@ class Applier:
         why: AgentosError,
     ) -> None:
         """Raise when one more could not wait beside those that do, and those of the same documents that will."""
-        others = {
-            (spec.tenant, agent.record.spec.name)
-            for agent in self._host.agents
-            if agent.record.state == "queued" and agent.record.spec.tenant == spec.tenant
-        }
-        number = len(others - replaced) + sum(name == spec.tenant for name, _ in waiting)
-        most = self._lifecycle.queue.limit(tenant)
-        if number >= most:
-            raise queue_full(spec, number, most, f"; {why.what}")
+        queued = [agent.record.spec for agent in self._host.agents if agent.record.state == "queued"]
+        others = ({(other.tenant, other.name) for other in queued} - replaced) | waiting
+        own = sum(name == spec.tenant for name, _ in others)
+        self._lifecycle.queue.check_places(spec, tenant, own, len(others), why.what)
 
     async def delete(self, documents: Sequence[Document], *, dry_run: bool) -> list[ApplyResult]:
         """Remove the documents' agents (killing them), then the tenants; what is not there is said to be absent.

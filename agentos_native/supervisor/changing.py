@@ -34,7 +34,8 @@ from agentos_native.supervisor.views import tenant_names
 from agentos_native.wire import api
 
 LIVE_FIELDS: Final = frozenset(
-    {"weight", "resources", "restart", "stop", "labels", "type", "allow_unenforced", "auto_remove", "timeout"}
+    {"weight", "resources", "restart", "stop", "labels", "type", "allow_unenforced", "auto_remove"}
+    | {"timeout", "wait_timeout"}
 )
 """Fields of `AgentSpec` that a running agent can be given."""
 _PROMISED: Final = frozenset({"backoff"})

@@ -64,7 +64,7 @@ class Lifecycle:
 
     def wake_queue(self) -> None:
         """Reservations or limits have changed: a start that waits may fit now."""
-        self.queue.wake()
+        self.queue.wake(changed=True)
 
     # -- making and removing -------------------------------------------------------------------------------------
 

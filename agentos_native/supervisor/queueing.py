@@ -9,6 +9,16 @@ Theory of operation
     started by a task of its own. So two starts cannot be given the same room, and a start that fails only gives its
     room back.
 
+    A decision costs O(log tenants), so that the queue may be long: specs and terms are read again only when somebody
+    says that they have changed (`wake`), and a place is worked out when it is asked for; who asks for many of them gets
+    them from one pass over the whole queue. (What is promised is still summed up over all agents for each decision.)
+
+    How many may wait is bounded for a tenant (`limits.queued`, or the supervisor's `queue_limit`), and for the node
+    (`node_queue_limit`) by Choudhury and Hahne's dynamic threshold ("Dynamic queue length thresholds for shared-memory
+    packet switches", 1998): a tenant may have as many starts waiting as there are places left. One that floods gets a
+    half of the places, n of them n parts of n + 1, and there is always room for others; nobody who was told to wait is
+    pushed out for it. A start that has waited as long as its spec allows (`wait_timeout`) is taken out and fails.
+
     An agent that is restarted, or replaced by an edited document, keeps its room meanwhile (`keeping`): others that
     wait do not get it.
 """
@@ -17,7 +27,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import copy
 import operator
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,11 +34,13 @@ from typing import Any, Final
 
 import msgspec
 
-from agentos_native.alloc.queueing import Entry, FairQueue, Obstacle, Room
-from agentos_native.errors import AgentosError
+from agentos_native.alloc.queueing import Entry, FairQueue
+from agentos_native.alloc.room import Room
+from agentos_native.errors import EXIT_TIMEOUT, AgentosError
 from agentos_native.spec.model import PRIORITIES, AgentSpec, TenantSpec
-from agentos_native.supervisor import admission
+from agentos_native.supervisor import admission, queuewords
 from agentos_native.supervisor.agents import Agent
+from agentos_native.supervisor.deadlines import Deadlines
 from agentos_native.supervisor.host import Host
 from agentos_native.wire import api
 
@@ -37,9 +48,14 @@ _KEY: Final = "queue"
 """Where the registry has the fair queue's tags."""
 
 
-class _Tags(msgspec.Struct):
+_MANY: Final = 8
+"""Places that are asked for one after the other before all of them are worked out at once."""
+
+
+class _Tags(msgspec.Struct, omit_defaults=True):
     virtual: float = 0.0
     finish: dict[str, float] = {}
+    passed: dict[str, float] = {}
 
 
 class Queue:
@@ -66,9 +82,13 @@ class Queue:
         self._granted: set[str] = set()
         self._kept: list[AgentSpec] = []
         self._next_ticket = 1
-        self._written = msgspec.json.encode(_Tags()).decode()
+        self._written = _Tags()
         self._waking = False
+        self._outdated = False
+        self._seen: Room | None = None
+        self._asked_for = 0
         self._places: dict[str, tuple[int, int]] | None = None
+        self._deadlines = Deadlines(self._give_up)
         self.closed = False
 
     # -- what is promised ----------------------------------------------------------------------------------------
@@ -138,7 +158,7 @@ class Queue:
         if agent.id in self._granted:
             return True
         try:
-            self._check_may_wait(agent, entry, wait)
+            self._check_may_wait(agent, wait)
         except AgentosError as error:
             self._fair.remove(agent.id)
             self._changed()
@@ -157,15 +177,29 @@ class Queue:
         self._kept = [kept for kept in self._kept if kept not in mine]
         return False
 
-    def _check_may_wait(self, agent: Agent, entry: Entry, wait: bool) -> None:
+    def _check_may_wait(self, agent: Agent, wait: bool) -> None:
         spec = agent.record.spec
-        assert entry.obstacle is not None
-        error = admission.refusal(spec, entry.obstacle)
+        obstacle = self._fair.obstacle(agent.id)
+        assert obstacle is not None
+        error = admission.refusal(spec, obstacle)
         if not wait:
             raise error
-        most, others = self.limit(self._host.tenants.get(spec.tenant)), self._fair.length(spec.tenant) - 1
-        if others >= most:
-            raise queue_full(spec, others, most, f"; {error.what}")
+        own, all_ = self._fair.length(spec.tenant) - 1, len(self._fair) - 1
+        self.check_places(spec, self._host.tenants.get(spec.tenant), own, all_, error.what)
+
+    def check_places(self, spec: AgentSpec, tenant: TenantSpec | None, own: int, all_: int, why: str) -> None:
+        """Raise ``queue-full`` unless a start of `spec` may wait.
+
+        Args:
+            tenant: its tenant's terms.
+            own, all_: starts of the tenant and of everybody that wait beside this one.
+        """
+        most = self.limit(tenant)
+        if own >= most:
+            raise queuewords.queue_full(spec, own, most, f"; {why}")
+        total = self._host.options.settings.node_queue_limit
+        if own >= total - all_:
+            raise queuewords.node_queue_full(spec, own, total - all_, total, f"; {why}")
 
     def limit(self, tenant: TenantSpec | None) -> int:
         """How many starts of a tenant (None: one that is not declared) may wait."""
@@ -183,18 +217,20 @@ class Queue:
         agent.become("queued")
         self._host.registry.save(record)
         self._changed()
+        self._deadlines.set(agent)
         place = self.place(agent)
         assert place is not None
-        self._event(record.spec, agent.id, "queued", place=place.place, **_figures(entry.obstacle))
+        figures = queuewords.figures(self._fair.obstacle(agent.id))
+        self._event(record.spec, agent.id, "queued", place=place.place, **figures)
 
     def would_start(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> list[AgentSpec]:
         """Who of those that wait would be let in, in this order, if agents (by id) and tenants had these specs."""
         host, found = self._host, []
-        fair = copy.deepcopy(self._fair)
-        for entry in fair:
-            agent = host.agents.by_id(entry.key)
-            if agent is not None and entry.key in specs:
-                fair.put(self._entry(agent, entry.ticket, specs[entry.key]))
+        fair = self._fair.copy()
+        for key, spec in specs.items():
+            entry, agent = fair.get(key), host.agents.by_id(key)
+            if agent is not None and entry is not None:
+                fair.put(self._entry(agent, entry.ticket, spec))
         promised = self.promised(specs=specs)
         taken = sum(slot >= 0 for slot in host.agents.slots())
         room = admission.room(promised, {**host.tenants, **tenants}, host.capacity, slots=taken)
@@ -207,8 +243,13 @@ class Queue:
 
     # -- letting in ----------------------------------------------------------------------------------------------
 
-    def wake(self) -> None:
-        """Something may have become free, or been changed: see soon who can be let in."""
+    def wake(self, *, changed: bool = False) -> None:
+        """Something may have become free: see soon who can be let in.
+
+        Args:
+            changed: specs or limits are others, also of those that wait.
+        """
+        self._outdated |= changed
         if len(self._fair) and not self._waking and not self.closed:
             self._waking = True
             asyncio.get_running_loop().call_soon(self._awake)
@@ -221,8 +262,9 @@ class Queue:
         """Grant what can be granted; all but `asking`, who sees to it itself, are started from here."""
         if self.closed:
             return
-        self._refresh(asking)
-        room = self._room()
+        if self._outdated:
+            self._refresh(asking)
+        self._seen = room = self._room()
         while entry := self._fair.choose(room):
             agent = self._host.agents.by_id(entry.key)
             assert agent is not None  # `leave` is called before it goes
@@ -233,8 +275,9 @@ class Queue:
         self._changed()
 
     def _refresh(self, asking: Agent | None) -> None:
-        """Specs and limits may have been changed; what can never fit by now is refused."""
+        """Specs and limits have been changed; what can never fit by now is refused."""
         host = self._host
+        self._outdated = False
         empty = admission.room((), host.tenants, host.capacity)
         for entry in self._fair:
             agent = host.agents.by_id(entry.key)
@@ -242,12 +285,35 @@ class Queue:
             now = self._entry(agent, entry.ticket)
             if now != entry:
                 self._fair.put(now)
+            if agent is asking:
+                continue
+            self._deadlines.set(agent)
             obstacle = empty.obstacle(now.tenant, now.asked)
-            if obstacle is not None and agent is not asking:
-                error = admission.refusal(agent.record.spec, obstacle)
-                self.leave(agent)
-                self._tell_refused(agent.record.spec, agent.id, error)
-                self._refuse(agent, error)
+            if obstacle is not None:
+                self._expel(agent, admission.refusal(agent.record.spec, obstacle))
+
+    def _expel(self, agent: Agent, error: AgentosError) -> None:
+        self.leave(agent)
+        self._tell_refused(agent.record.spec, agent.id, error)
+        self._refuse(agent, error)
+
+    def _give_up(self, agent: Agent) -> None:
+        """It has waited as long as it may."""
+        entry = self._fair.get(agent.id)
+        if entry is None or agent.record.state != "queued" or self.closed:
+            return
+        spec = agent.record.spec
+        assert spec.wait_timeout is not None
+        words = self._words(entry)
+        error = AgentosError(
+            "wait-timeout",
+            f"it has waited {spec.wait_timeout:g} s for its start, as long as it may, for {words}",
+            agent.where,
+            "Try again later, ask for less, or let it wait longer (--wait-timeout, waitTimeout).",
+            exit_status=EXIT_TIMEOUT,
+            details=queuewords.figures(self._fair.obstacle(agent.id)),
+        )
+        self._expel(agent, error)
 
     def _grant(self, agent: Agent) -> None:
         record = agent.record
@@ -255,6 +321,7 @@ class Queue:
             record.slot = self._host.userns.free_slot()
             self._save(agent)
         self._granted.add(agent.id)
+        self._deadlines.forget(agent)
 
     def may_start(self, agent: Agent) -> bool:
         """Whether a granted agent, whose lock is the caller's, starts now.
@@ -266,6 +333,7 @@ class Queue:
         entry = self._entry(agent, agent.record.ticket)
         if self._room(without=agent).obstacle(entry.tenant, entry.asked) is not None:
             self._fair.put(entry)
+            self._deadlines.set(agent)
             return False
         waited = time.time() - (agent.record.queued_at or time.time())
         self._event(agent.record.spec, agent.id, "dequeued", waited=round(waited, 3))
@@ -279,6 +347,7 @@ class Queue:
     def leave(self, agent: Agent) -> None:
         """It waits no more."""
         self._granted.discard(agent.id)
+        self._deadlines.forget(agent)
         if self._fair.remove(agent.id):
             self._changed()
         self.wake()
@@ -289,19 +358,21 @@ class Queue:
         """The agents whose state is queued, as the registry has them, wait in their old order. Nobody is let in yet."""
         with contextlib.suppress(msgspec.MsgspecError):
             tags = msgspec.json.decode(self._host.registry.get(_KEY) or "{}", type=_Tags)
-            self._fair.virtual, self._fair.finish = tags.virtual, dict(tags.finish)
+            self._fair.virtual, self._fair.finish, self._fair.passed = tags.virtual, tags.finish, tags.passed
         for agent in self._host.agents:
             self._next_ticket = max(self._next_ticket, agent.record.ticket + 1)
             if agent.record.state == "queued":
                 self._fair.put(self._entry(agent, agent.record.ticket))
+                self._deadlines.set(agent)
+        self._outdated = True  # the machine or a tenant's terms may be others by now
         self._changed()
 
     def _changed(self) -> None:
-        self._places = None
-        text = msgspec.json.encode(_Tags(self._fair.virtual, self._fair.finish)).decode()
-        if text != self._written:
-            self._host.registry.put(_KEY, text)
-            self._written = text
+        self._places, self._asked_for = None, 0
+        fair, known = self._fair, self._written
+        if (fair.virtual, fair.finish, fair.passed) != (known.virtual, known.finish, known.passed):
+            self._written = _Tags(fair.virtual, dict(fair.finish), dict(fair.passed))
+            self._host.registry.put(_KEY, msgspec.json.encode(self._written).decode())
 
     # -- showing -------------------------------------------------------------------------------------------------
 
@@ -310,20 +381,32 @@ class Queue:
         entry = self._fair.get(agent.id)
         if entry is None or agent.record.state != "queued":
             return None
-        if self._places is None:
-            self._places = {}
-            seen: dict[str, int] = {}
-            for number, one in enumerate(self._fair.order(self._room()), 1):
-                seen[one.tenant] = seen.get(one.tenant, 0) + 1
-                self._places[one.key] = number, seen[one.tenant]
-        place, tenant_place = self._places[agent.id]
+        place, tenant_place = self._place(entry)
+        obstacle = self._fair.obstacle(entry.key)
         return api.QueuePlace(
             place=place,
             tenant_place=tenant_place,
             since=agent.record.queued_at or agent.record.created_at,
-            resource=entry.obstacle.resource if entry.obstacle else "",
-            waiting_for=_words(entry),
+            resource=obstacle.resource if obstacle else "",
+            waiting_for=self._words(entry),
         )
+
+    def _place(self, entry: Entry) -> tuple[int, int]:
+        self._seen = room = self._seen or self._room()
+        self._asked_for += 1
+        if self._places is None and self._asked_for <= _MANY:
+            return self._fair.place(entry.key, room)
+        if self._places is None:
+            self._places = {}
+            seen: dict[str, int] = {}
+            for number, one in enumerate(self._fair.order(room), 1):
+                seen[one.tenant] = seen.get(one.tenant, 0) + 1
+                self._places[one.key] = number, seen[one.tenant]
+        return self._places[entry.key]
+
+    def _words(self, entry: Entry) -> str:
+        """What it waits for: ``cpu 500m: 200m of the node's 2000m free``."""
+        return queuewords.in_words(entry.tenant, self._fair.obstacle(entry.key))
 
     def error(self, agent: Agent) -> AgentosError:
         """What is said of a queued agent to those who want something else of it."""
@@ -342,32 +425,3 @@ class Queue:
 
     def _event(self, spec: AgentSpec, agent_id: str, kind: str, **detail: Any) -> None:
         self._host.events.add(kind, agent_id=agent_id, name=spec.name, tenant=spec.tenant, **detail)
-
-
-def queue_full(spec: AgentSpec, waiting: int, most: int, why: str = "") -> AgentosError:
-    """No further start of this tenant may wait."""
-    return AgentosError(
-        "queue-full",
-        f"{waiting} of at most {most} starts of tenant {spec.tenant} wait already{why}",
-        f"agent {spec.tenant}/{spec.name}",
-        "Try again when some of them run, or raise limits.queued of the tenant (queueLimit of the supervisor).",
-        details={"resource": "queued", "asked": 1, "free": max(most - waiting, 0), "capacity": most},
-    )
-
-
-def _figures(obstacle: Obstacle | None) -> dict[str, Any]:
-    if obstacle is None:
-        return {}
-    return {"resource": obstacle.resource, "asked": int(obstacle.asked), "free": max(int(obstacle.free), 0)}
-
-
-def _words(entry: Entry) -> str:
-    """What it waits for: ``cpu 500m: 200m of the node's 2000m free``."""
-    why = entry.obstacle
-    if why is None:
-        return "its turn"
-    owner = "the node" if why.scope == "node" else f"tenant {entry.tenant}"
-    free, capacity = (admission.show(why.resource, max(amount, 0)) for amount in (why.free, why.capacity))
-    asked = "" if why.resource in ("slots", "agents") else f" {admission.show(why.resource, why.asked)}"
-    ahead = ", set aside for starts ahead" if why.ahead else ""
-    return f"{why.resource}{asked}: {free} of {owner}'s {capacity} free{ahead}"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentos_native.alloc.queueing import Account, Amounts, Entry, FairQueue, Room
+from agentos_native.alloc.queueing import Entry, FairQueue
+from agentos_native.alloc.room import Account, Amounts, Obstacle, Room
 
 NODE: Amounts = (1000, 1000, 64, inf)
 TENANTS = ("a", "b", "c", "d")
@@ -23,13 +24,17 @@ def ask(cpu: float = 0, memory: float = 0) -> Amounts:
 
 
 class Node:
-    """A node whose agents end when they are told to; `served` is what was let in, in order."""
+    """A node whose agents end when they are told to.
+
+    `served` is what was let in, in order; `let_past`, the keys of those that the patience of others let past them.
+    """
 
     def __init__(self, accounts: dict[str, Account] | None = None) -> None:
         self.accounts = accounts or {}
         self.queue = FairQueue()
         self.running: list[tuple[str, Amounts]] = []
         self.served: list[Entry] = []
+        self.let_past: set[str] = set()
         self._tickets = iter(range(1, 10**6))
 
     def room(self) -> Room:
@@ -54,7 +59,12 @@ class Node:
         """Let in whoever may go on."""
         let_in = []
         room = self.room()
-        while entry := self.queue.choose(room):
+        while True:
+            passed = dict(self.queue.passed)
+            if (entry := self.queue.choose(room)) is None:
+                break
+            if any(cost > passed.get(key, 0.0) for key, cost in self.queue.passed.items()):
+                self.let_past.add(entry.key)
             room.take(entry.tenant, entry.asked)
             self.running.append((entry.tenant, entry.asked))
             let_in.append(entry)
@@ -64,6 +74,16 @@ class Node:
     def end(self, number: int) -> None:
         """One of the running agents ends."""
         del self.running[number % len(self.running)]
+
+    def reason(self, entry: Entry) -> Obstacle:
+        """Why it waits."""
+        found = self.queue.obstacle(entry.key)
+        assert found is not None
+        return found
+
+    def reasons(self) -> list[Obstacle | None]:
+        """Why they all do."""
+        return [self.queue.obstacle(entry.key) for entry in self.queue]
 
     def waiting(self) -> Counter[str]:
         return Counter(entry.tenant for entry in self.queue)
@@ -127,7 +147,8 @@ def test_service_is_shared_by_weight_within_the_bound_of_the_theory(
 def test_who_comes_late_and_runs_nothing_waits_for_one_start_of_each_other_tenant(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]], size: int, ends: list[int]
 ) -> None:
-    """Whatever the sizes, the weights and the order in which agents end."""
+    """Whatever the sizes, the weights and the order in which agents end; beside what the patience of those lets past
+    that wait, which is less than what each costs, and one start more."""
     accounts, wanted = flood
     node = Node({**accounts, "late": Account(1.0)})
     early, then = wanted[::2], wanted[1::2]
@@ -151,8 +172,62 @@ def test_who_comes_late_and_runs_nothing_waits_for_one_start_of_each_other_tenan
             node.end(end)
     assert late in node.served
     ahead = node.served[before : node.served.index(late)]
-    delaying = Counter(entry.tenant for entry in ahead if entry.asked[0] or entry.asked[1])
+    in_turn = [entry for entry in ahead if entry.key not in node.let_past]
+    delaying = Counter(entry.tenant for entry in in_turn if entry.asked[0] or entry.asked[1])
     assert all(number <= 1 for number in delaying.values()), delaying
+
+
+@given(floods(), st.lists(st.integers(0, 10**6), max_size=100))
+@settings(max_examples=150, deadline=None)
+def test_what_goes_past_one_that_waits_costs_less_than_itself_and_one_start_more(
+    flood: tuple[dict[str, Account], list[tuple[str, Amounts]]], ends: list[int]
+) -> None:
+    accounts, wanted = flood
+    node = Node(accounts)
+    room = Room(NODE, accounts)
+    largest = max(room.cost(asked) for _, asked in wanted)
+    moves = iter(ends)
+    for tenant, asked in wanted:
+        node.ask(tenant, asked)
+        node.serve()
+        if node.running and (move := next(moves, 0)) % 2:
+            node.end(move)
+        for entry in node.queue:
+            assert node.queue.passed.get(entry.key, 0.0) < room.cost(entry.asked) + largest
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 200),
+    st.lists(st.integers(1, 100), max_size=60),
+    st.lists(st.integers(0, 10**6), min_size=150, max_size=150),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_small_start_waits_for_one_holder_however_many_tenants_wait_ahead_of_it(
+    tenants: int, size: int, flood: list[int], ends: list[int]
+) -> None:
+    """It fits: either it goes on at once, or once the one holder that has been passed enough is served."""
+    node = Node()
+    for _ in range(4):
+        node.ask("old", ask(200))
+    node.serve()
+    large = {node.ask(f"large{n}", ask(201 + 7 * n, 201)).key for n in range(tenants)}
+    for asked in flood:  # they use up the patience of the first
+        node.ask("flood", ask(asked))
+        node.serve()
+        if len(node.running) > 4:
+            node.end(len(node.running) - 1)
+    small = node.ask("small", ask(min(size, 200)))
+    before = len(node.served)
+    for end in ends:
+        node.serve()
+        served = node.served[before:]
+        if small in served:
+            break
+        if node.room().obstacle("small", small.asked) is None:
+            assert not [entry for entry in served if entry.key in large]
+        node.end(end)
+    assert small in node.served
 
 
 @given(floods(), st.lists(st.integers(0, 10**6), max_size=60), st.integers(0, 1000), st.integers(0, 5))
@@ -179,7 +254,7 @@ def test_the_node_is_never_promised_twice_and_nobody_waits_beside_an_empty_node(
         assert sum(tenant == "b" for tenant, _ in node.running) <= agents
     while len(node.queue):
         node.running.clear()
-        assert node.serve(), [entry.obstacle for entry in node.queue]
+        assert node.serve(), node.reasons()
 
 
 def test_a_flood_delays_only_its_own_tenant() -> None:
@@ -222,23 +297,50 @@ def test_what_only_its_own_tenants_limit_blocks_holds_back_nobody_else() -> None
     first, second = node.ask("a", ask(100)), node.ask("a", ask(0))
     other = node.ask("b", ask(900))
     assert node.serve() == [other]
-    assert first.obstacle is not None
-    assert (first.obstacle.scope, first.obstacle.resource, first.obstacle.free) == ("tenant", "agents", 0)
+    reason = node.reason(first)
+    assert (reason.scope, reason.resource, reason.free) == ("tenant", "agents", 0)
     assert second in node.queue
 
 
 def test_a_waiting_start_is_not_starved_by_small_ones_of_those_who_have_as_much() -> None:
     node = Node()
-    for tenant in ("a", "b"):
-        node.ask(tenant, ask(400))
+    node.ask("c", ask(500))
     node.serve()
     big = node.ask("a", ask(600))
-    small = [node.ask("b", ask(50)) for _ in range(5)]
-    assert node.serve() == []  # 200 are free: they are kept for the head of those who have less
-    assert small[0].obstacle is not None
-    assert small[0].obstacle.ahead
-    node.end(1)
-    assert node.serve() == [big]
+    small = [node.ask("b", ask(64)) for _ in range(40)]
+    gone = len(node.serve())
+    assert gone == 7  # as many as there is room for; they cost 0.448, the one that waits 0.6
+    for _ in range(10):
+        node.end(len(node.running) - 1)
+        gone += len(node.serve())
+    assert gone == 10
+    assert node.reason(small[-1]).ahead
+    let_in: list[Entry] = []
+    while not let_in:
+        node.end(0)
+        let_in = node.serve()
+    assert let_in[0] is big
+
+
+def test_who_has_more_than_the_holder_would_have_is_held_back_at_once() -> None:
+    node = Node()
+    for _ in range(2):
+        node.ask("a", ask(400))
+    node.serve()
+    node.ask("b", ask(500))
+    small = node.ask("a", ask(50))
+    assert node.serve() == []  # 200 are free: they are kept for b, which runs nothing
+    assert node.reason(small).ahead
+
+
+def test_many_equal_tenants_that_wait_for_much_do_not_keep_out_a_small_start() -> None:
+    node = Node()
+    node.ask("old", ask(600))
+    node.serve()
+    for number in range(100):
+        node.ask(f"large{number}", ask(600, 300))
+    beside, small = node.ask("x", ask(0, 600)), node.ask("y", ask(100, 100))
+    assert node.serve() == [beside, small]  # of the memory, only what the first large one asks for is set aside
 
 
 def test_a_waiting_start_does_not_stand_in_the_way_of_those_who_have_less() -> None:
