@@ -12,7 +12,7 @@ import mmap
 import os
 import resource
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from agentos_native.images.model import Limits
@@ -46,7 +46,6 @@ _FILE_CALLS: Final = """
     read readv pread64 write writev pwrite64 lseek close fstat newfstatat statx openat openat2 getdents64 fcntl
     ioctl dup mkdirat mknodat symlinkat linkat unlinkat renameat fchown fchownat fchmod fchmodat utimensat ftruncate
     fallocate readlinkat preadv pwritev fadvise64 fsetxattr flistxattr fgetxattr copy_file_range syncfs
-    sync_file_range
 """
 _INTERPRETER_CALLS: Final = """
     munmap mprotect mremap madvise brk futex set_robust_list rseq gettid getpid exit exit_group
@@ -67,8 +66,11 @@ def die_with_parent() -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def make_userns(base: int) -> int:
-    """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive."""
+def make_userns(base: int, meanwhile: Callable[[], object] = lambda: None) -> int:
+    """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive.
+
+    `meanwhile` is called while another process makes it.
+    """
     ready_r, ready_w = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -83,6 +85,7 @@ def make_userns(base: int) -> int:
             os._exit(1)
     try:
         os.close(ready_w)
+        meanwhile()
         if os.read(ready_r, 1) != b".":
             raise OSError("the kernel refuses a user namespace (user.max_user_namespaces?)")
         for kind in ("uid_map", "gid_map"):

@@ -26,8 +26,8 @@ Theory of operation
 4. When the unpacker has ended well, the measurer reads the tree that is on disk now and sends `Measured`: a lying
    unpacker can make a strange image, but cannot give it another image's digest. Meanwhile a thread writes the tree to
    the disk (syncfs), so that the rename that follows never names files that a power cut can lose. The measurer is
-   there from the beginning and reads files that the unpacker has finished; what it read counts if the kernel says that
-   the file was not changed since (`unpack.early`).
+   there from the beginning: it reads files that the unpacker has finished (what it read counts if the kernel says that
+   the file was not changed since, `unpack.early`), and has the disk begin with them (`unpack.writing`).
 
 The warden only waits: for the session's socket and for its child's pipes. When the session's end of the socket is
 closed, and a killed supervisor closes it, the warden exits, and with pid 1 the kernel ends everything below. Nothing
@@ -143,12 +143,14 @@ class Warden:
     def serve(self) -> None:
         """The warden's life."""
         socket.send_fds(self._control, [msgspec.json.encode(Ready())], [self._means.userns])
+        decoder = msgspec.json.Decoder(Job)  # takes a while, in which the session prepares the first job
         while True:
             data, descriptors, _, _ = socket.recv_fds(self._control, 16, _FDS_MAX, socket.MSG_CMSG_CLOEXEC)
             if not data:
                 return
             try:
-                last = self._run(descriptors)
+                job = decoder.decode(os.pread(descriptors[0], _JOB_MAX, 0))
+                last = self._run(job, dict(zip(job.descriptors, descriptors[1:], strict=True)))
             except Exception as error:
                 last = failure(error, "")
             finally:
@@ -159,10 +161,8 @@ class Warden:
     def _tell(self, message: Message) -> None:
         self._control.send(msgspec.json.encode(message))
 
-    def _run(self, descriptors: list[int]) -> Message:
+    def _run(self, job: Job, given: dict[str, int]) -> Message:
         """Do one job; the message that ends it."""
-        job = msgspec.json.decode(os.pread(descriptors[0], _JOB_MAX, 0), type=Job)
-        given = dict(zip(job.descriptors, descriptors[1:], strict=True))
         if job.kind == "measure":
             with self._measurer(given["tree"], job.limits, (-1, -1), sync=False) as measurer:
                 return self._measured(measurer, job.limits)
@@ -176,8 +176,9 @@ class Warden:
             rest = stack.enter_context(contextlib.ExitStack())
             for descriptor in (hints_w, go_w):
                 rest.callback(os.close, descriptor)
+            child = stack.enter_context(self._worker(job, given | {"hints": hints_w}))
             measurer = stack.enter_context(self._measurer(given["tree"], job.limits, (hints_r, go_r), sync=True))
-            word = self._work(job, given | {"hints": hints_w})
+            word = self._word(job, child)
             if not isinstance(word, Written):
                 return word
             self._tell(word)
@@ -185,7 +186,12 @@ class Warden:
             return self._measured(measurer, job.limits)
 
     def _work(self, job: Job, given: Mapping[str, int]) -> Message:
-        """Let a child do it; its last word, which is believed as far as `worker` says."""
+        """Let a child do it; its last word."""
+        with self._worker(job, given) as child:
+            return self._word(job, child)
+
+    def _worker(self, job: Job, given: Mapping[str, int]) -> contextlib.AbstractContextManager[_Child]:
+        """The child that does it."""
         if job.kind == "ask" and job.task not in self._means.functions:
             raise AgentosError("import-failed", f"no task {job.task!r}")
 
@@ -195,8 +201,11 @@ class Warden:
             else:
                 children.feeder(job, given, self._means, (said, fed))
 
-        with self._child(life, job.limits) as child:
-            self._listen(child, job.limits)
+        return self._child(life, job.limits)
+
+    def _word(self, job: Job, child: _Child) -> Message:
+        """Its last word when it has ended, which is believed as far as `worker` says."""
+        self._listen(child, job.limits)
         if isinstance(child.fed.last, Fed):
             check(job.expect, child.fed.last)
         for word in (child.fed.last, child.said.last):
@@ -307,7 +316,9 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         setup = msgspec.json.decode(control.recv(_SETUP_MAX), type=Setup)
-        means = children.Means(_functions(), confine.make_userns(confine.UNPACKER_BASE), setup.program)
+        functions: dict[str, Callable[..., Any]] = {}
+        userns = confine.make_userns(confine.UNPACKER_BASE, lambda: functions.update(_functions()))
+        means = children.Means(functions, userns, setup.program)
         confine.leave_host()
         gc.freeze()  # what is never looked at again is never copied by a fork
         gc.enable()  # the session has it disabled at the start

@@ -17,7 +17,7 @@ from typing import Final
 from agentos_native.images.unpack.early import EarlyHashes
 from agentos_native.images.unpack.messages import Measured
 from agentos_native.images.unpack.reading import read_xattrs
-from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.stream import BUFFER
 from agentos_native.images.unpack.writer import OPAQUE, STRICT, WHITEOUT, kept_xattr
 from agentos_native.kernel.openat2 import openat2
 
@@ -38,7 +38,7 @@ class _Lister:
         self.size = 0
         self.entries = 0
         self._links: dict[int, bytes] = {}
-        self._buffer = bytearray(CHUNK)
+        self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
 
     def directory(self, path: bytes) -> list[bytes]:

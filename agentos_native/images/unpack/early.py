@@ -17,12 +17,12 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Callable
 from select import POLLIN, poll
 from typing import Final
 
-from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.stream import BUFFER
 from agentos_native.images.unpack.writer import STRICT
-from agentos_native.kernel.libc import libc_call
 from agentos_native.kernel.openat2 import openat2
 
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -33,18 +33,22 @@ _KNOWN_MAX: Final = 1 << 16
 _PATH_MAX: Final = 4 << 10
 _HINTS: Final = 1 << 10
 """Few files at once: when the unpacker has ended, what is not read yet is read while the disk is written to."""
-_WRITE_OUT_FROM: Final = 256 << 10
-_SYNC_FILE_RANGE_WRITE: Final = 2
+_TOLD_AT_ONCE: Final = 256 << 10
+"""Files of this size take a while to read; smaller ones are told of by the dozen."""
 _KEY: Final = struct.Struct("=qqq32s")
 
 
 class EarlyHashes:
-    """Digests of files below the directory fd `root`, by inode; at most 65536, so that memory does not grow."""
+    """Digests of files below the directory fd `root`, by inode; at most 65536, so that memory does not grow.
 
-    def __init__(self, root: int) -> None:
+    `read(size)` is called for each file that was read.
+    """
+
+    def __init__(self, root: int, read: Callable[[int], None] = lambda size: None) -> None:
         self._root = root
+        self._read = read
         self._known: dict[int, bytes] = {}
-        self._buffer = bytearray(CHUNK)
+        self._buffer = bytearray(BUFFER)
         self._view = memoryview(self._buffer)
         self._parent = -1
         self._parent_path = b""
@@ -120,17 +124,11 @@ class EarlyHashes:
         while got := os.readv(descriptor, [self._buffer]):
             content.update(self._view[:got])
             size += got
-            if got < CHUNK and size >= status.st_size:
+            if got < BUFFER and size >= status.st_size:
                 break  # were there more by now, it would have been changed
-        if status.st_size >= _WRITE_OUT_FROM:
-            write_out(descriptor)
         key = _KEY.pack(status.st_size, status.st_ctime_ns, status.st_mtime_ns, content.digest())
         self._known[status.st_ino] = key
-
-
-def write_out(descriptor: int) -> None:
-    """Have the disk begin with the file; syncfs has less to do at the end. See sync_file_range(2)."""
-    libc_call("sync_file_range", descriptor, 0, 0, _SYNC_FILE_RANGE_WRITE)
+        self._read(size)
 
 
 class Hints:
@@ -149,7 +147,7 @@ class Hints:
             return
         self._waiting.append(path)
         self._size += len(path) + 1
-        if self._size > 2048 or size >= _WRITE_OUT_FROM:
+        if self._size > 2048 or size >= _TOLD_AT_ONCE:
             self.flush()
 
     def flush(self) -> None:

@@ -32,16 +32,31 @@ class Source:
         Raises:
             AgentosError: ``source-stalled``, ``source-not-read``.
         """
+        self._wait()
+        try:
+            return os.read(self._descriptor, size)
+        except OSError as error:
+            raise _unreadable(error) from None
+
+    def read_into(self, buffer: bytearray) -> int:
+        """The same into `buffer`; how many bytes of it."""
+        self._wait()
+        try:
+            return os.readv(self._descriptor, [buffer])
+        except OSError as error:
+            raise _unreadable(error) from None
+
+    def _wait(self) -> None:
         if self._waits and not self._poll.poll(self._patience * 1000):
             raise AgentosError(
                 "source-stalled",
                 f"the archive's pipe gave nothing for {self._patience:g} s",
                 hint="is the program that writes it stuck? import a file, or start again",
             )
-        try:
-            return os.read(self._descriptor, size)
-        except OSError as error:
-            raise AgentosError("source-not-read", f"the archive cannot be read: {error.strerror}") from None
+
+
+def _unreadable(error: OSError) -> AgentosError:
+    return AgentosError("source-not-read", f"the archive cannot be read: {error.strerror}")
 
 
 def mismatch(what: str, expected: str, found: str) -> AgentosError:

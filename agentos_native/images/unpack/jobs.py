@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -21,7 +20,8 @@ from agentos_native.images.unpack.messages import Answered, Failed, Job, Measure
 from agentos_native.images.unpack.reading import Root
 from agentos_native.images.unpack.stream import Forward, corrupt
 from agentos_native.images.unpack.writer import TreeWriter
-from agentos_native.kernel.libc import SyscallError, libc_call
+from agentos_native.images.unpack.writing import Writing
+from agentos_native.kernel.libc import SyscallError
 
 Task = Callable[[bytes], bytes]
 Report = Callable[[int, int], None]
@@ -124,26 +124,15 @@ def measure_tree(tree: int, hints: int, go: int, *, sync: bool) -> Measured:
         hints, go: see `EarlyHashes.follow`; -1 where nobody is writing.
         sync: whether it has to be on disk.
     """
-    early = EarlyHashes(tree)
+    writing = Writing(tree)
+    early = EarlyHashes(tree, writing.more)
     if go >= 0:
         early.follow(hints, go)
-    failures: list[OSError] = []
-
-    def write_out() -> None:
-        try:
-            libc_call("syncfs", tree)
-        except OSError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=write_out, name="syncfs")
     if sync:
-        thread.start()
+        writing.all()
     try:
         measured = measure(tree, early)
     except (OSError, KeyError) as error:
         raise AgentosError("tree-not-read", f"the tree cannot be read: {error}") from None
-    if sync:
-        thread.join()
-    if failures:
-        raise AgentosError("disk-failed", f"the image cannot be written to the disk: {failures[0].strerror}")
+    writing.wait()
     return measured

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from agentos_native.images.unpack.stream import CHUNK
+from agentos_native.images.unpack.stream import BUFFER
 from agentos_native.kernel.openat2 import RESOLVE_BENEATH, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, openat2
 
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW
@@ -100,7 +100,7 @@ class Reading:
     """Opens files and gives their data piece by piece; the buffer is used again."""
 
     def __init__(self) -> None:
-        self._buffer = memoryview(bytearray(CHUNK))
+        self._buffer = memoryview(bytearray(BUFFER))
 
     @contextlib.contextmanager
     def opened(self, root: int, path: bytes) -> Iterator[tuple[int, os.stat_result]]:

@@ -23,6 +23,8 @@ from agentos_native.images.model import Limits
 from agentos_native.images.unpack.feed import Source
 
 CHUNK: Final = 1 << 20
+BUFFER: Final = 256 << 10
+"""What is read at once of what needs no decompression, or is written already: it stays in a core's own cache."""
 HEADER_READ_MAX: Final = 1 << 20
 """More than any extended header needs: pax and GNU long names are held in memory whole."""
 _PADDING_MAX: Final = 64 << 20
@@ -185,12 +187,28 @@ class Forward:
         self._open_ended = open_ended
         self._ended = False
         source = Source(descriptor, limits)
-        first = source.read(CHUNK)
-        while first and len(first) < _MAGIC_MAX and (more := source.read(CHUNK)):
+        first = source.read(BUFFER)
+        while first and len(first) < _MAGIC_MAX and (more := source.read(BUFFER)):
             first += more  # a pipe gives what it has
         raw = self._count(source, first)
         plain = _decode(first, raw)
-        self._chunks = plain if plain is raw and not hashed else _ahead(self._hash(plain))
+        self._chunks: Iterator[bytes | memoryview]
+        if plain is raw and not hashed:
+            self._chunks = self._in_place(source, first)
+        else:
+            self._chunks = _ahead(self._hash(plain))
+
+    def _in_place(self, source: Source, first: bytes) -> Iterator[bytes | memoryview]:
+        """The stream as it is; every chunk takes the place of the one before."""
+        self._taken = len(first)
+        if first:
+            yield first
+        del first
+        buffer = bytearray(BUFFER)
+        view = memoryview(buffer)
+        while size := source.read_into(buffer):
+            self._taken += size
+            yield view[:size]
 
     def _count(self, source: Source, first: bytes) -> Iterator[bytes]:
         chunk = first
