@@ -29,9 +29,10 @@ class BuildRoutes:
     async def build(self, request: Request) -> Lines:
         """Ends with ``done`` or ``failed``; a client that goes away cancels it."""
         wanted = await body(request, BuildRequest)
-        for name, path in (("context", wanted.context), ("file", wanted.file or "/")):
-            if not path.startswith("/") or "\0" in path:
-                raise AgentosError("invalid-request", f"{name} is no absolute path", path[:300])
+        if not wanted.context.startswith("/") or "\0" in wanted.context:
+            raise AgentosError("invalid-request", "context is no absolute path", wanted.context[:300])
+        if "\0" in wanted.file:
+            raise AgentosError("invalid-request", "file is no path", wanted.file[:300])
         return _Progress(self._builder.begin(wanted))
 
 

@@ -120,9 +120,11 @@ class DiffResult(msgspec.Struct, kw_only=True):
 
 
 class BuildRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """`context` and `file` are absolute paths that the supervisor reads; `file` "" means ``<context>/Dockerfile``.
+    """`context` and `file` are paths that the supervisor reads.
 
     Args:
+        context: absolute, of a directory or of a tar of one (compressed perhaps), which a confined worker unpacks.
+        file: absolute, or below the context; "" means its ``Dockerfile``.
         args: ARG name → value.
         target: the stage to build; "" the last.
         network: of RUN, "none" or "egress".

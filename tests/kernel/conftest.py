@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.networks import World, require_outer_namespace
 from tests.sandboxes import Node
+from tests.supervisors import Place, place
 
 
 @pytest.fixture(scope="module")
@@ -27,3 +29,20 @@ def world() -> Iterator[World]:
     made = World()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A supervisor that runs and has the image ``box``, shared by the tests of one file."""
+    require_outer_namespace()
+    with place(tmp_path_factory.mktemp("ground"), "ground") as made:
+        made.start()
+        yield made
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """An empty directory to build from."""
+    directory = tmp_path / "context"
+    directory.mkdir()
+    return directory

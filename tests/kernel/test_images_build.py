@@ -9,66 +9,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agentos_native.errors import AgentosError
-from agentos_native.wire.images import BuildRequest, ImageBody, ImageEvent
-from tests.networks import require_outer_namespace
-from tests.supervisors import Place, eventually, place
+from agentos_native.wire.images import BuildRequest
+from tests.builds import built, events_of, failure, said
+from tests.supervisors import Place, eventually
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    require_outer_namespace()
-    with place(tmp_path_factory.mktemp("build"), "build") as made:
-        made.start()
-        yield made
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    directory = tmp_path / "context"
-    directory.mkdir()
-    return directory
-
-
-def events_of(ground: Place, context: Path, text: str, **fields: Any) -> list[ImageEvent]:
-    (context / "Dockerfile").write_text(text)
-    return list(ground.client.build_image(BuildRequest(context=str(context), **fields)))
-
-
-def built(ground: Place, context: Path, text: str, **fields: Any) -> tuple[ImageBody, list[str]]:
-    """The image, and what the steps said."""
-    events = events_of(ground, context, text, **fields)
-    assert events[-1].kind == "done", AgentosError.from_dict(events[-1].error or {})
-    assert events[-1].image is not None
-    return events[-1].image, [event.text for event in events if event.kind == "log"]
-
-
-def failure(events: list[ImageEvent]) -> AgentosError:
-    assert events[-1].kind == "failed"
-    return AgentosError.from_dict(events[-1].error or {})
-
-
-def said(ground: Place, image: str, *command: str, **fields: Any) -> list[str]:
-    """The output of a program run from the image."""
-    agent = ground.client.run(_spec(image, command, fields))
-    assert ground.client.wait(agent.id, 60).exit_status == 0
-    lines = [line.log for line in ground.client.logs(agent.id)]
-    ground.client.remove(agent.id)
-    return lines
-
-
-def _spec(image: str, command: tuple[str, ...], fields: dict[str, Any]) -> Any:
-    from agentos_native.spec import agent_from_builtins
-
-    return agent_from_builtins({"name": "look", "image": image, "args": list(command), **fields})
 
 
 def agents_made(ground: Place) -> int:

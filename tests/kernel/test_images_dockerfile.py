@@ -6,51 +6,14 @@ import gzip
 import io
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from agentos_native.errors import AgentosError
-from agentos_native.spec import agent_from_builtins
-from agentos_native.wire.images import BuildRequest, ImageEvent
-from tests.networks import require_outer_namespace
-from tests.supervisors import Place, place
+from tests.builds import built, events_of, said
+from tests.supervisors import Place
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
-
-
-@pytest.fixture(scope="module")
-def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    require_outer_namespace()
-    with place(tmp_path_factory.mktemp("dockerfile"), "dockerfile") as made:
-        made.start()
-        yield made
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Path:
-    directory = tmp_path / "context"
-    directory.mkdir()
-    return directory
-
-
-def build(ground: Place, context: Path, text: str, **fields: Any) -> list[ImageEvent]:
-    (context / "Dockerfile").write_text(text)
-    events = list(ground.client.build_image(BuildRequest(context=str(context), **fields)))
-    assert events[-1].kind == "done", AgentosError.from_dict(events[-1].error or {})
-    return events
-
-
-def said(ground: Place, events: list[ImageEvent]) -> list[str]:
-    """The output of the image's own command."""
-    assert events[-1].image is not None
-    agent = ground.client.run(agent_from_builtins({"name": "look", "image": events[-1].image.digest}))
-    assert ground.client.wait(agent.id, 60).exit_status == 0
-    lines = [line.log for line in ground.client.logs(agent.id)]
-    ground.client.remove(agent.id)
-    return lines
 
 
 RICH = """\
@@ -95,7 +58,7 @@ def test_heredocs_archives_and_stages(ground: Place, context: Path) -> None:
         member.size = 9
         archive.addfile(member, io.BytesIO(b"unpacked\n"))
     (context / "archive.tgz").write_bytes(gzip.compress(out.getvalue()))
-    lines = said(ground, build(ground, context, RICH))
+    lines = said(ground, built(ground, context, RICH)[0].digest)
     assert lines[:2] == ["f", "600"]
     assert lines[2:] == ["script 7", "1", "2", "shebang a b", "heredoc 7", "more", "motd 7", "unpacked", "/w"]
 
@@ -114,11 +77,12 @@ CMD cat out; ls -d /kept; ls -d /var/cache/pip /scratch /from /deep/req.txt 2>/d
 
 def test_mounts_are_there_for_their_run_only(ground: Place, context: Path) -> None:
     (context / "req.txt").write_text("first\n")
-    events = build(ground, context, MOUNTS)
-    assert said(ground, events) == ["first", "from one", "/kept"]
+    events = events_of(ground, context, MOUNTS)
+    image, _ = built(ground, context)
+    assert said(ground, image.digest) == ["first", "from one", "/kept"]
     assert [event.text for event in events if event.kind == "note"] == [
         "Dockerfile:5: --mount of type secret is left out: nothing of that kind is given to a build"
     ]
-    assert [event.step for event in build(ground, context, MOUNTS) if event.kind == "cached"] == [2, 4, 5]
+    assert [event.step for event in events_of(ground, context) if event.kind == "cached"] == [2, 4, 5]
     (context / "req.txt").write_text("second\n")
-    assert said(ground, build(ground, context, MOUNTS)) == ["second", "from one", "/kept"]
+    assert said(ground, built(ground, context)[0].digest) == ["second", "from one", "/kept"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,3 +135,73 @@ def test_the_live_list_shows_the_step_under_way_and_at_the_end_all(
     live.show(ImageEvent(kind="failed"))
     assert "ERROR" in screen()
     assert screen().count("RUN") == 40
+
+
+class _Input:
+    """Standard input that is a pipe with `data`."""
+
+    def __init__(self, data: bytes) -> None:
+        self.buffer = io.BytesIO(data)
+
+    def isatty(self) -> bool:
+        return False
+
+
+TAR = bytes(148) + b"0000400\0" + bytes(356)
+"""A header of zeros whose checksum is right: eight spaces."""
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "directory", "file"),
+    [
+        (b"FROM box\n", ("-",), True, "Dockerfile"),
+        (b"FROM box\n" + b"# long\n" * 1000, ("-",), True, "Dockerfile"),
+        (TAR, ("-",), False, ""),
+        (TAR, ("-f", "./a//b", "-"), False, "a/b"),
+        (b"\x1f\x8bmore", ("-",), False, ""),
+        (b"FROM box\n", ("-f", "-", "/"), True, "Dockerfile"),
+    ],
+)
+def test_what_comes_over_standard_input(
+    server: StubSupervisor,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    words: tuple[str, ...],
+    directory: bool,
+    file: str,
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Input(data))
+    seen: list[tuple[bool, bytes]] = []
+
+    def look(handler: Any) -> None:
+        wanted = asked(server)
+        path = Path(wanted["file"]) if directory else Path(wanted["context"])
+        seen.append((os.path.isdir(wanted["context"]), path.read_bytes()))
+        body = json.dumps({"kind": "done", "image": IMAGE}).encode() + b"\n"
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    server.answers["POST", "/v1/builds"] = look
+    assert entry.run(["image", "build", "-q", *words]) == 0
+    assert seen == [(directory, data)]
+    wanted = asked(server)
+    assert os.path.basename(wanted["file"]) == file if directory else wanted["file"] == file
+    assert not os.path.exists(wanted["file"] or wanted["context"]), "what was copied for the build is gone"
+
+
+@pytest.mark.parametrize(
+    ("data", "words", "said"),
+    [
+        (b"FROM box\n", ("-f", "File", "-"), "no tar that the Dockerfile could be in"),
+        (TAR, ("-f", "/File", "-"), "-f File"),
+        (TAR, ("-f", "-", "-"), "not both"),
+    ],
+)
+def test_what_cannot_be_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], data: bytes, words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", _Input(data))
+    assert entry.run(["image", "build", *words]) == 125
+    assert said in capsys.readouterr().err

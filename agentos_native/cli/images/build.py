@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,7 +20,12 @@ if TYPE_CHECKING:
 
 @click.command("build", short_help="Make an image as a Dockerfile says.")
 @click.option("-t", "--tag", "names", multiple=True, metavar="NAME", help="Name of the image. Repeatable.")
-@click.option("-f", "--file", metavar="FILE", help="The Dockerfile (CONTEXT/Dockerfile); - for standard input.")
+@click.option(
+    "-f",
+    "--file",
+    metavar="FILE",
+    help="The Dockerfile (CONTEXT/Dockerfile); in a tar a path in it; - for standard input.",
+)
 @click.option("--build-arg", "args", multiple=True, metavar="K=V", help="ARG; K alone takes it from here. Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label of the image. Repeatable.")
 @click.option("--target", default="", metavar="STAGE", help="Build this stage, not the last.")
@@ -47,22 +49,26 @@ def build(
     ctx: click.Context, /, *, context: str, file: str | None, quiet: bool, output: str, progress: str,
     debug_shell: bool, **given: Any,
 ) -> int:  # fmt: skip
-    """Make an image of what the Dockerfile in CONTEXT (a directory) says; its digest is printed at the end.
+    """Make an image of what the Dockerfile in CONTEXT says; its digest is printed at the end.
+
+    CONTEXT is a directory, or a tar of one (gzip, bzip2, xz or zstd, too); - takes a tar or a Dockerfile alone from
+    standard input.
 
     Each RUN is an agent of its own with no network unless --network egress. A step whose layer is known from an
     earlier build is not done again.
+
+    \b
+    Examples:
+      agentos-native image build -t app .
+      agentos-native image build -t app - < Dockerfile
+      git archive HEAD | agentos-native image build -t app -f docker/Dockerfile -
     """
     from agentos_native.cli.embedded import supervised
+    from agentos_native.cli.images.context import given as taken
     from agentos_native.cli.images.progress import display
 
-    if context == "-":
-        hint = "a Dockerfile alone: image build -f - DIR\na tar: tar -xf - -C DIR, then image build DIR"
-        raise AgentosError("unsupported", "a context on standard input is not understood", "CONTEXT", hint)
-    if "://" in context or context.startswith("git@"):
-        hint = "fetch it yourself, then image build DIR"
-        raise AgentosError("unsupported", "a context is not fetched", context, hint)
-    with _file(file, context) as path, supervised(ctx) as client:
-        request = _request(context, path, debug_shell, given)
+    with taken(context, file) as what, supervised(ctx) as client:
+        request = _request(what.context, what.file, debug_shell, given)
         shown = "none" if quiet or output == "json" else progress
         with display(shown, " ".join(request.names)) as watching:
             last = _watch(client, request, watching)
@@ -74,23 +80,6 @@ def build(
         return _failed(ctx, last, request, output, interactive=debug_shell)
 
 
-@contextlib.contextmanager
-def _file(file: str | None, context: str) -> Iterator[str]:
-    """The Dockerfile's absolute path, "" for the one of the context."""
-    if file != "-":
-        inside = os.path.join(context, file or "")
-        if file and not os.path.exists(file) and os.path.exists(inside):
-            hint = f"-f is relative to the current directory: -f {inside}"
-            raise AgentosError("dockerfile-not-found", "there is no such file", file, hint)
-        yield os.path.abspath(file) if file else ""
-        return
-    with tempfile.TemporaryDirectory(prefix="agentos-build-") as directory:
-        path = os.path.join(directory, "Dockerfile")
-        with open(path, "wb") as copy:
-            copy.write(sys.stdin.buffer.read())
-        yield path
-
-
 def _request(context: str, file: str, debug_shell: bool, given: dict[str, Any]) -> BuildRequest:
     from agentos_native.cli.spec_options import environment, pair
     from agentos_native.spec.names import check_image
@@ -100,7 +89,7 @@ def _request(context: str, file: str, debug_shell: bool, given: dict[str, Any]) 
     labels = dict(pair(text, "--label") for text in given.pop("labels"))
     wanted = [check_image(name) for name in given.pop("names")]
     return BuildRequest(
-        context=os.path.abspath(context),
+        context=context,
         file=file,
         names=wanted,
         args=args,

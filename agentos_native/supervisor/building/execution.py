@@ -27,7 +27,7 @@ from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.building import failing, keys, sandbox
 from agentos_native.supervisor.building.feed import Feed, Output
 from agentos_native.supervisor.building.pins import Leased, Pins
-from agentos_native.supervisor.building.workshop import Hand, Left, Workshop, open_context, read_dockerfile
+from agentos_native.supervisor.building.workshop import Hand, Left, Workshop, read_dockerfile
 from agentos_native.supervisor.lifecycle import Lifecycle
 from agentos_native.wire.images import BuildRequest, ImageEvent
 
@@ -89,8 +89,9 @@ class Build:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._leased)
             stack.push_async_callback(self._end)
-            directory = await self._thread(open_context, request)
-            stack.callback(os.close, directory)
+            kept = contextlib.ExitStack()
+            stack.push_async_callback(self._leased.call, kept.close)
+            directory = await self._thread(self._workshop.open_context, self._hand, request.context, kept)
             plan = await self._plan(directory)
             for note in plan.notes:
                 self._feed.put(ImageEvent(kind="note", text=note))
@@ -109,7 +110,9 @@ class Build:
     async def _plan(self, directory: int) -> Plan:
         text, self._file = await self._thread(read_dockerfile, self._request, directory)
         instructions = await self._thread(self._workshop.instructions, self._hand, text, self._file)
-        file = os.path.relpath(self._request.file, self._request.context) if self._request.file else "Dockerfile"
+        file = os.path.relpath(
+            os.path.join(self._request.context, self._request.file or "Dockerfile"), self._request.context
+        )
         inside = "Dockerfile" if file.startswith("..") else file
         self._context = await self._thread(context.open_context, directory, inside)
         return await self._thread(self._evaluate, instructions)

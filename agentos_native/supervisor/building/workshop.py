@@ -98,6 +98,25 @@ class Workshop:
                 self._parsed.popitem(last=False)
         return known
 
+    def open_context(self, hand: Hand, path: str, keep: contextlib.ExitStack) -> int:
+        """The directory of a context, which `keep` closes; a tar is unpacked for as long.
+
+        Raises:
+            AgentosError: ``context-not-found``; as `Session.unpack`.
+        """
+        found, is_directory = _open_context(path)
+        keep.callback(os.close, found)
+        if is_directory:
+            return found
+        staged = keep.enter_context(self.catalog.staging())
+        try:
+            hand.session().unpack(found, staged.fd, kind="tar")
+        except AgentosError as error:
+            where = f"{path}, {error.where}" if error.where else path
+            hint = error.hint or "the context is a directory, or a tar of one"
+            raise AgentosError(error.code, f"the context: {error.what}", where, hint) from None
+        return staged.fd
+
     def selected(self, copy: Copy, tree: context.Tree) -> tuple[context.Selection, str]:
         """What a COPY takes of the context, and the key of that; `copy` takes nothing else."""
         selection = tree.select(copy)
@@ -237,18 +256,19 @@ def _status(root: int, name: str) -> os.stat_result | None:
 
 def read_dockerfile(request: BuildRequest, directory: int) -> tuple[bytes, str]:
     """The Dockerfile's text, and how errors name it. That of the context, the fd `directory`, is a file below it,
-    also where it is a link; one that is named may be anywhere.
+    also where it is a link; one that is named by an absolute path may be anywhere.
 
     Raises:
         AgentosError: ``dockerfile-not-found``, ``too-large``.
     """
-    path = request.file or os.path.join(request.context, "Dockerfile")
+    named = request.file or "Dockerfile"
+    path = os.path.join(request.context, named)
     try:
-        if request.file:
+        if os.path.isabs(named):
             found = os.open(path, os.O_PATH | os.O_CLOEXEC)
         else:
             inside = RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS
-            found = openat2(directory, "Dockerfile", os.O_PATH | os.O_CLOEXEC, resolve=inside)
+            found = openat2(directory, named, os.O_PATH | os.O_CLOEXEC, resolve=inside)
         try:
             text = _content(found, path)
         finally:
@@ -274,11 +294,16 @@ def _content(found: int, path: str) -> bytes:
         return file.read(status.st_size)
 
 
-def open_context(request: BuildRequest) -> int:
-    """The context's directory. Raises ``context-not-found``."""
+def _open_context(path: str) -> tuple[int, bool]:
+    """An fd of the context, and whether it is a directory. Raises ``context-not-found``."""
+    hint = "the context is a directory, or a tar of one, on the machine where the supervisor runs"
     try:
-        return os.open(request.context, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # O_NONBLOCK: nobody waits for the other end of a pipe
+        found = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
-        hint = "the context is a directory on the machine where the supervisor runs"
-        what = f"the context cannot be opened: {error.strerror}"
-        raise AgentosError("context-not-found", what, request.context, hint) from None
+        raise AgentosError("context-not-found", f"the context cannot be opened: {error.strerror}", path, hint) from None
+    kind = stat.S_IFMT(os.fstat(found).st_mode)
+    if kind not in (stat.S_IFDIR, stat.S_IFREG):
+        os.close(found)
+        raise AgentosError("context-not-found", "the context is neither a directory nor a file", path, hint)
+    return found, kind == stat.S_IFDIR
