@@ -23,6 +23,7 @@ POINTS: Final[dict[str, str]] = {
     "launch.sent": "supervisor",
     "launch.cloned": "supervisor",
     "launch.running": "supervisor",
+    "launch.kept": "supervisor",
     "stop.signalled": "supervisor",
     "release.network": "supervisor",
     "release.cgroup": "supervisor",

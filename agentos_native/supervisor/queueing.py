@@ -28,6 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
@@ -164,7 +165,11 @@ class Queue:
             self._changed()
             self._tell_refused(agent.record.spec, agent.id, error)
             raise
-        self._enter(agent, entry)
+        try:
+            self._enter(agent, entry)
+        except BaseException:  # a full disk: what nobody would know of after a crash does not wait
+            self.leave(agent)
+            raise
         return False
 
     def _inherits(self, agent: Agent) -> bool:
@@ -213,9 +218,15 @@ class Queue:
 
     def _enter(self, agent: Agent, entry: Entry) -> None:
         record = agent.record
+        before = (record.ticket, record.queued_at, record.wanted, record.provisional, record.state, record.reason)
         record.ticket, record.queued_at, record.wanted, record.provisional = entry.ticket, time.time(), True, False
-        agent.become("queued")
-        self._host.registry.save(record)
+        record.state, record.reason = "queued", ""
+        try:
+            self._host.registry.save(record)
+        except BaseException:
+            record.ticket, record.queued_at, record.wanted, record.provisional, record.state, record.reason = before
+            raise
+        agent.notify()
         self._changed()
         self._deadlines.set(agent)
         place = self.place(agent)
@@ -319,7 +330,8 @@ class Queue:
         record = agent.record
         if record.slot < 0:
             record.slot = self._host.userns.free_slot()
-            self._save(agent)
+            with contextlib.suppress(sqlite3.OperationalError, OSError):  # on a full disk its start fails, and says so
+                self._save(agent)
         self._granted.add(agent.id)
         self._deadlines.forget(agent)
 
@@ -371,8 +383,10 @@ class Queue:
         self._places, self._asked_for = None, 0
         fair, known = self._fair, self._written
         if (fair.virtual, fair.finish, fair.passed) != (known.virtual, known.finish, known.passed):
-            self._written = _Tags(fair.virtual, dict(fair.finish), dict(fair.passed))
-            self._host.registry.put(_KEY, msgspec.json.encode(self._written).decode())
+            tags = _Tags(fair.virtual, dict(fair.finish), dict(fair.passed))
+            with contextlib.suppress(sqlite3.OperationalError):  # a full disk: written with the next change
+                self._host.registry.put(_KEY, msgspec.json.encode(tags).decode())
+                self._written = tags
 
     # -- showing -------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ Theory of operation
     Each run has one watcher task, which waits for the end of the agent's first process and then tidies up
     (`Runner.finish`) under the agent's lock. A stop does the same tidying itself; whoever comes second finds nothing
     left to do. An exit is acknowledged to the launcher only when the registry has it, so that no end is lost between
-    the two: while the disk is full, the launcher keeps it.
+    the two: while the disk is full, the launcher keeps it. A start of which the registry does not take that it runs is
+    undone like one of which any other stage failed: nothing may run that nobody watches and no later supervisor knows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from agentos_native import faults
@@ -74,20 +76,31 @@ class Runner:
         record.exit_status, record.oom_killed, record.oom, record.pid = None, False, {}, None
         record.ended_at = None
         agent.become("starting")
-        if not record.provisional:  # such a record is taken back whatever its state
-            self._host.registry.save(record)
         try:
-            run = await Start(self._host, agent).go()
+            if not record.provisional:  # such a record is taken back whatever its state
+                self._host.registry.save(record)
+            run = await Start(self._host, agent).go(partial(self._keep, agent))
         except Exception as error:
             self.start_failed(agent, error)
             raise
-        agent.run = run
-        record.pid, record.started_at, record.provisional, record.ticket = run.pid, time.time(), False, 0
-        agent.become("running")
-        self._host.registry.save(record)
         self.attend(agent, run)
         self.event(agent, "started", pid=run.pid)
         self._host.userns.refill()
+
+    def _keep(self, agent: Agent, run: Run) -> None:
+        """From here on it runs, also for the next supervisor; or it does not, and all is as before."""
+        faults.point("launch.kept")
+        record = agent.record
+        before = (record.pid, record.started_at, record.provisional, record.ticket, record.state)
+        record.pid, record.started_at, record.provisional, record.ticket = run.pid, time.time(), False, 0
+        record.state = "running"
+        try:
+            self._host.registry.save(record)
+        except BaseException:
+            record.pid, record.started_at, record.provisional, record.ticket, record.state = before
+            raise
+        agent.run = run
+        agent.become("running")
 
     def start_failed(self, agent: Agent, error: Exception) -> None:
         """Record that no program ran, and why."""
@@ -99,7 +112,7 @@ class Runner:
         else:
             record.exit_status = 125
             agent.become("failed", f"internal: {error}")
-        self._host.registry.save(record)
+        self._record_end(agent, None)
         self.event(agent, "failed", error=record.reason)
 
     def attend(self, agent: Agent, run: Run) -> None:
@@ -236,7 +249,7 @@ class Runner:
                     agent.restart = self._tasks.spawn(self._restart_after(agent, again))
                 else:
                     self.on_free()
-                self._host.registry.save(agent.record)
+                self._record_end(agent, None)
 
     def schedule_restart(self, agent: Agent, wait: float) -> None:
         """Restart an agent in state backoff after `wait` seconds (used by recovery)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -63,14 +63,18 @@ class Start:
         self._began = time.monotonic()
         agent.timings = {}
 
-    async def go(self) -> Run:
+    async def go(self, keep: Callable[[Run], object]) -> Run:
         """Run every stage.
+
+        Args:
+            keep: makes the run known; when it fails, the start has failed.
 
         Raises:
             AgentosError: a stage failed and everything before it is undone (what could not be is in its details).
         """
         try:
             run = await self._stages()
+            keep(run)
         except BaseException as error:
             leftovers = await self._undo.unwind()
             failure = failure_to_error(error.failure, self._agent.where) if isinstance(error, CloneError) else error
@@ -134,6 +138,7 @@ class Start:
         terminal = await request.running
         run.tty_fd = terminal[0] if terminal else -1
         request.taken.add("running")
+        self._undo.push("end", partial(self._see_off, group, ended))
         self._passed("launch.running", "running")
         return run
 
@@ -144,6 +149,16 @@ class Start:
         await self._host.workers.call(kill, group)  # it may have been cloned after the first time
         await asyncio.wait([request.running], timeout=_ANSWER_WITHIN)
         request.drop()
+
+    async def _see_off(self, group: Group, ended: asyncio.Future[Any]) -> None:
+        """Its end is heard of before anybody else waits for a unit of this name: the next start of the same agent."""
+        await self._host.workers.call(kill, group)
+        done, _ = await asyncio.wait([ended], timeout=_ANSWER_WITHIN)
+        if not done:
+            raise AgentosError("not-killed", f"still there {_ANSWER_WITHIN:g} s after SIGKILL", group.path)
+        exit_id = ended.result().exit_id
+        if exit_id is not None:
+            self._host.link.acknowledge(exit_id)
 
     async def _forget(self, unit: str) -> None:
         self._host.units.forget(unit)
@@ -226,6 +241,7 @@ async def _abandon(output: Drain) -> None:
 
 
 async def _let_go(run: Run) -> None:
+    run.drain = None  # closed by the undo of the output
     run.close()
 
 
