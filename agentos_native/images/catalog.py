@@ -13,9 +13,9 @@
       tmp/<random>             a layer under way (its own flock held), or something on its way out
       downloads/<name>/        part of a pull (its flock held while it is under way), kept for the next try
 
-Nothing becomes visible by halves: a tree is renamed from tmp after syncfs, a file is written beside, synced and
-renamed, and the order is layer, index, manifest, name. Whatever a crash leaves is in tmp, or a layer that nothing
-reaches; `recover` removes both. What may be removed is decided in `gc`.
+Nothing becomes visible by halves: a tree is renamed from tmp after syncfs, the order is layer, index, manifest, name,
+and a name is renamed from tmp when the disk has all that it leads to. Whatever a crash leaves is in tmp, or a layer
+that nothing reaches; `recover` removes both. What may be removed is decided in `gc`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images import gc, leases, names
 from agentos_native.images.damage import Damage
-from agentos_native.images.disk import DIRECTORY, Disk, sync_directory
+from agentos_native.images.disk import DIRECTORY, Disk
 from agentos_native.images.gc import Freed, InUse
 from agentos_native.images.index import Index
 from agentos_native.images.leases import Lease
@@ -197,9 +197,8 @@ class Catalog:
             staged.lease.loose.add(layer.digest)
             place = self.layer_path(layer.digest)
             if not place.exists():
-                os.rename(staged.path, place)
+                os.rename(staged.path, place)  # on the disk before a name leads to it: `Records.add`
                 faults.point("store.layer-added")
-                sync_directory(place.parent)
             elif self.damage.marked(layer.digest):
                 held = layer.digest in leases.live(self.disk, but=staged.lease).layers
                 self.damage.replace(layer.digest, staged.path, place, held)

@@ -9,13 +9,15 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from agentos_native.errors import AgentosError
 from agentos_native.images.remove import remove_tree
+from agentos_native.kernel.libc import libc_call
 
 DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SYNC_FILE_RANGE_WRITE: Final = 2
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _FAILED: Final = (errno.EIO, errno.EROFS)
 
@@ -32,6 +34,13 @@ def explained() -> Iterator[None]:
         if error.errno in _FAILED:
             raise AgentosError("disk-failed", f"the store cannot be written: {error.strerror}") from None
         raise
+
+
+class Draft(NamedTuple):
+    """A file that is not where it belongs yet; see `Disk.draft`."""
+
+    path: Path
+    fd: int = -1
 
 
 class Disk:
@@ -61,22 +70,28 @@ class Disk:
 
     def write(self, path: Path, content: bytes) -> None:
         """Make or replace a file; after a crash it is the old one or the new one."""
-        beside = self.tmp / secrets.token_hex(8)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with self.draft(content) as draft:
+            os.fsync(draft.fd)
+            os.rename(draft.path, path)
+        sync_directory(path.parent)
+
+    @contextlib.contextmanager
+    def draft(self, content: bytes) -> Iterator[Draft]:
+        """A file of tmp that the caller renames when it is on the disk, which has been told to begin with it; gone when
+        the block fails."""
+        draft = Draft(self.tmp / secrets.token_hex(8))
         try:
-            try:
+            with open(draft.path, "xb", buffering=0, opener=_private) as file:
                 rest = memoryview(content)
                 while rest:
-                    rest = rest[os.write(descriptor, rest) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.rename(beside, path)
-        except OSError:
+                    rest = rest[file.write(rest) :]
+                with contextlib.suppress(OSError):  # it is a hint: see sync_file_range(2)
+                    libc_call("sync_file_range", file.fileno(), 0, 0, _SYNC_FILE_RANGE_WRITE)
+                yield draft._replace(fd=file.fileno())
+        except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(beside)
+                os.unlink(draft.path)
             raise
-        sync_directory(path.parent)
 
     def put_aside(self, path: Path) -> str | None:
         """Move something out of sight, into tmp; its name there, None when it was gone. The caller holds the lock and
@@ -97,6 +112,10 @@ class Disk:
                     remove_tree(tmp, name)
             finally:
                 os.close(tmp)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def is_abandoned(path: Path) -> bool:

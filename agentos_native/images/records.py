@@ -34,7 +34,7 @@ import msgspec
 from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images import names
-from agentos_native.images.disk import Disk, names_in, sync_directory
+from agentos_native.images.disk import Disk, Draft, names_in, sync_directory
 from agentos_native.images.model import ImageConfig, Manifest
 
 _MANIFEST_MAX: Final = 1 << 20
@@ -178,39 +178,51 @@ class Records:
         if len(content) > _MANIFEST_MAX:
             what = f"the image's configuration and history have {len(content)} bytes; {_MANIFEST_MAX} are kept of one"
             raise AgentosError("image-too-large", what, hint="fewer or shorter variables, labels, ports or steps")
-        if self._is_sound(digest):
-            if name is not None:
-                self.point(name, digest)
-        elif name is None or self._path(digest).exists():
-            self._disk.write(self._path(digest), content)
-            if name is not None:
-                self.point(name, digest)
-        else:
+        sound = self._is_sound(digest)
+        if name is not None and not sound and not self._path(digest).exists():
             self._add_named(digest, content, name)
+            return digest
+        sync_directory(self._disk.layers)
+        if not sound:
+            self._disk.write(self._path(digest), content)
+        if name is not None:
+            self.point(name, digest)
         return digest
 
     def _add_named(self, digest: str, content: bytes, name: str) -> None:
+        """All that the name leads to is on the disk before the name is in its place. The first of these calls waits for
+        the journal, which then has what the others ask for; when the record becomes .json does not matter."""
         made = self._path(digest, ".next")
-        self._disk.write(made, content)
-        faults.point("store.manifest-written")
-        try:
-            self.point(name, digest)
-        except (OSError, AgentosError):
-            os.unlink(made)
-            raise
+        with self._disk.draft(content) as record, self._disk.draft(digest.encode()) as pointer:
+            os.rename(record.path, made)
+            faults.point("store.manifest-written")
+            try:
+                for file in (record, pointer):
+                    os.fsync(file.fd)
+                for directory in (self._disk.layers, self._disk.manifests):
+                    sync_directory(directory)
+                self._place(pointer, name)
+            except (OSError, AgentosError):
+                os.unlink(made)
+                raise
         os.rename(made, self._path(digest))
         faults.point("store.manifest-settled")
-        sync_directory(self._disk.manifests)
 
     def point(self, name: str, digest: str) -> None:
         """Let `name` mean an image."""
+        with self._disk.draft(digest.encode()) as pointer:
+            os.fsync(pointer.fd)
+            self._place(pointer, name)
+
+    def _place(self, pointer: Draft, name: str) -> None:
         path = self._disk.refs / names.to_file_name(name)
         try:
-            self._disk.write(path, digest.encode())
+            os.rename(pointer.path, path)
         except IsADirectoryError:
             raise AgentosError(
                 "store-damaged", "there is a directory where a name is kept", str(path), _ALIEN
             ) from None
+        sync_directory(self._disk.refs)
         faults.point("store.name-written")
 
     def unpoint(self, name: str) -> None:
