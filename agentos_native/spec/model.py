@@ -6,11 +6,14 @@ produces from YAML, what the command line fills from its options, and what the s
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 AgentType = Literal["task", "dialogue", "learning"]
+DEFAULT_TYPE: Final[AgentType] = "task"
+TYPE_LABEL: Final = "io.agentos.type"
+"""The label by which an image says of what type its agents are, unless their spec says it."""
 Priority = Literal["system", "high", "normal", "low", "idle"]
 PRIORITIES: tuple[Priority, ...] = ("system", "high", "normal", "low", "idle")
 """Highest first. They order agents within their tenant; a tenant's own priority is set by an administrator."""
@@ -103,14 +106,15 @@ class Volume(_Part, frozen=True, kw_only=True):
 class AgentSpec(_Part, frozen=True, kw_only=True):
     """One agent (or `replicas` of it, named ``<name>-0`` …).
 
-    Seconds: `timeout` is how long it may run, `wait_timeout` how long its start may wait in the queue.
+    Seconds: `timeout` is how long it may run, `wait_timeout` how long its start may wait in the queue. `type` None: as
+    the image says (`TYPE_LABEL`); in an agent that has been made, `DEFAULT_TYPE`, for its image says nothing.
     """
 
     name: str
     tenant: str = "default"
     image: str
     labels: dict[str, str] = {}
-    type: AgentType = "task"
+    type: AgentType | None = None
     command: tuple[str, ...] = ()
     args: tuple[str, ...] = ()
     env: dict[str, str] = {}

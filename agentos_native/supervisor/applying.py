@@ -172,6 +172,7 @@ class Applier:
             if rehearsed is not None:
                 return _result(spec, "queued" if queued else "created")
             return _result(spec, "created", await self._lifecycle.run(spec, wait=wait))
+        spec = self.changer.typed(agent, spec)
         changes = changed_fields(agent.record.spec, spec)
         if not changes and (agent.live or not agent.record.wanted):
             return _result(spec, "unchanged", agent)

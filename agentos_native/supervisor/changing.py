@@ -24,9 +24,9 @@ import msgspec
 from agentos_native.errors import AgentosError
 from agentos_native.spec import agent_from_builtins, from_builtins, to_builtins
 from agentos_native.spec.decode import fields_of
-from agentos_native.spec.model import AgentSpec, Document, TenantSpec
+from agentos_native.spec.model import DEFAULT_TYPE, AgentSpec, Document, TenantSpec
 from agentos_native.spec.quantities import format_cpu, format_memory
-from agentos_native.supervisor import admission, resources
+from agentos_native.supervisor import admission, imagetypes, resources
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.lifecycle import Lifecycle, write_spec
 from agentos_native.supervisor.loop.whatif import Change, Moved
@@ -79,6 +79,8 @@ def differences(old: msgspec.Struct, new: msgspec.Struct, path: str = "") -> dic
 def _shown(attribute: str, value: Any) -> Any:
     if attribute == "cpu" and value is not None:
         return format_cpu(value)
+    if attribute == "type":
+        return value or DEFAULT_TYPE
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -107,7 +109,7 @@ class Changer:
             if agent.removed:
                 raise AgentosError("agent-not-found", "the agent has been removed", agent.where)
             old = agent.record.spec
-            new = agent_from_builtins(merged(to_builtins(old), patch))
+            new = self.typed(agent, agent_from_builtins(merged(to_builtins(old), patch)))
             changes = changed_fields(old, new)
             _refuse_what_is_fixed(agent, changes)
             if not changes:
@@ -122,6 +124,15 @@ class Changer:
                 await self.commit(agent, new)
                 self._lifecycle.wake_queue()  # what was given up may be what a waiting start needs
         return result
+
+    def typed(self, agent: Agent, spec: AgentSpec) -> AgentSpec:
+        """`spec` with the type that its image says, unless it says one; where the image is gone, with the agent's."""
+        if spec.type is not None:
+            return spec
+        try:
+            return imagetypes.typed(spec, self._host.images.get(spec.image).config)
+        except AgentosError:
+            return msgspec.structs.replace(spec, type=agent.record.spec.type)
 
     def _check(self, agent: Agent, spec: AgentSpec) -> list[str]:
         """The controllers that `spec` does without; raises where it cannot be enforced or does not fit."""

@@ -24,7 +24,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images.model import ImageConfig
 from agentos_native.kernel.process import pidfd_send_signal
 from agentos_native.spec.model import AgentSpec
-from agentos_native.supervisor import resources
+from agentos_native.supervisor import imagetypes, resources
 from agentos_native.supervisor.agents import Agent, Run
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.queueing import Queue
@@ -110,6 +110,7 @@ class Lifecycle:
         """From here on the image is in use; without a wait, or its removal could be decided in between."""
         host = self.host
         image = host.images.get(spec.image)  # two small files: less than it takes to ask a worker
+        spec = imagetypes.typed(spec, image.config)
         slot = self._slot(wait)
         record = Record(
             id=host.agents.new_id(),
@@ -119,7 +120,7 @@ class Lifecycle:
             image_digest=image.digest,
             created_at=time.time(),
             unenforced=missing,
-            warnings=resources.warnings(spec, host.controllers),
+            warnings=[*resources.warnings(spec, host.controllers), *imagetypes.warnings(image.config)],
             provisional=provisional,
         )
         host.registry.save(record)

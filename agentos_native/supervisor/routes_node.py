@@ -14,7 +14,7 @@ from starlette.requests import Request
 
 from agentos_native import __version__
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import RESOURCES, Resource
+from agentos_native.spec.model import DEFAULT_TYPE, RESOURCES, Resource
 from agentos_native.supervisor import waiting
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.loop.others import moved_here
@@ -101,7 +101,7 @@ class NodeRoutes:
             agent = self._host.agents.by_id(row["agent_id"])
             if agent is not None:
                 spec = agent.record.spec
-                rows.append(_finite({**row, "name": spec.name, "type": spec.type}))
+                rows.append(_finite({**row, "name": spec.name, "type": spec.type or DEFAULT_TYPE}))
         return rows
 
     async def explain(self, request: Request) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images.oci.exporting import ExportOptions
 from agentos_native.images.oci.importing import ImportOptions
 from agentos_native.images.store import ImageStore
+from agentos_native.supervisor import imagetypes
 from agentos_native.supervisor.host import Host
 from agentos_native.supervisor.routes import Endpoint, Lines, as_error, disconnected, flag, path_word, unless_gone
 from agentos_native.supervisor.streams import readable, write_all
@@ -88,6 +89,7 @@ def _import_options(text: str | None) -> ImportOptions:
     if text is None:
         return ImportOptions()
     given = msgspec.json.decode(text, type=wire.ImportSettings)
+    imagetypes.check(given.labels)
     return ImportOptions(
         ref=given.ref,
         platform=given.platform,

@@ -12,8 +12,8 @@ import msgspec
 from agentos_native import __version__
 from agentos_native.images.model import Image, ImageConfig
 from agentos_native.spec import to_builtins
-from agentos_native.spec.model import TenantSpec
-from agentos_native.supervisor import admission
+from agentos_native.spec.model import DEFAULT_TYPE, TenantSpec
+from agentos_native.supervisor import admission, imagetypes
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.host import Host
 from agentos_native.wire import api
@@ -29,7 +29,7 @@ def agent_view(host: Host, agent: Agent, *, usage: dict[str, Any] | None = None)
         id=record.id,
         name=spec.name,
         tenant=spec.tenant,
-        type=spec.type,
+        type=spec.type or DEFAULT_TYPE,
         image=spec.image,
         image_digest=record.image_digest,
         state=record.state,
@@ -130,6 +130,7 @@ def image_view(image: Image, sharing: Mapping[str, int] | None = None) -> wire.I
         shared_size=shared,
         architecture=image.architecture,
         author=image.author,
+        type=imagetypes.said(image.config) or "",
         config=_config_view(image.config),
         layers=[
             wire.LayerBody(
@@ -147,7 +148,7 @@ def image_view(image: Image, sharing: Mapping[str, int] | None = None) -> wire.I
 
 def _unserved(config: ImageConfig) -> list[str]:
     """What the image asks of a container engine and agents do not get, in words."""
-    notes = []
+    notes = imagetypes.warnings(config)
     if config.volumes:
         paths = ", ".join(config.volumes)
         notes.append(f"VOLUME {paths} makes no volume: what is written there is the agent's; see `run --volume`")

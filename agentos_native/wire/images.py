@@ -35,7 +35,8 @@ class HistoryBody(msgspec.Struct, kw_only=True):
 
 class ImageBody(msgspec.Struct, kw_only=True):
     """One image. `size` is the sum over its layers; `own_size` is of the layers that no other image has, which going
-    it would free, `shared_size` of the others."""
+    it would free, `shared_size` of the others. `type` is that of its agents unless they say another, "" when it says
+    none."""
 
     digest: str
     name: str
@@ -47,6 +48,7 @@ class ImageBody(msgspec.Struct, kw_only=True):
     shared_size: int = 0
     architecture: str = ""
     author: str = ""
+    type: str = ""
     config: dict[str, Any] = msgspec.field(default_factory=dict)
     layers: list[LayerBody] = msgspec.field(default_factory=list)
     history: list[HistoryBody] = msgspec.field(default_factory=list)

@@ -49,8 +49,9 @@ def ground(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def output(ground: Place, kind: str, *arguments: str) -> str:
     """What the agent says when it is run with these arguments to its end."""
-    spec = {"name": f"{kind}-once", "type": kind, "image": f"{kind}-agent", "args": list(arguments)}
+    spec = {"name": f"{kind}-once", "image": f"{kind}-agent", "args": list(arguments)}
     agent = ground.client.run(agent_from_builtins(spec))
+    assert agent.type == kind, "as the image says"
     ended = ground.client.wait(agent.id, 60)
     lines = [line.log for line in ground.client.logs(agent.id)]
     assert ended.exit_status == 0, lines
@@ -61,10 +62,11 @@ def output(ground: Place, kind: str, *arguments: str) -> str:
 def test_the_task_agent_plans(ground: Place) -> None:
     way = json.loads(output(ground, "task", "route", "Angel", "Pimlico"))
     assert [leg["line"] for leg in way["legs"]] == ["Northern (Bank)", "Victoria"]
+    assert [ground.client.image(f"{kind}-agent").type for kind in TYPES] == list(TYPES)
 
 
 def test_the_learning_agent_goes_on_from_what_it_learned_before_it_was_stopped(ground: Place) -> None:
-    spec = {"name": "learner", "type": "learning", "image": "learning-agent", "args": ["learn", "--episodes", "150"]}
+    spec = {"name": "learner", "image": "learning-agent", "args": ["learn", "--episodes", "150"]}
     agent = ground.client.run(agent_from_builtins(spec))
     assert ground.client.wait(agent.id, 60).exit_status == 0
     ground.client.start(agent.id)
@@ -75,7 +77,7 @@ def test_the_learning_agent_goes_on_from_what_it_learned_before_it_was_stopped(g
 
 
 def test_the_dialogue_agent_answers_over_http(ground: Place) -> None:
-    spec = {"name": "talker", "type": "dialogue", "image": "dialogue-agent"}
+    spec = {"name": "talker", "image": "dialogue-agent"}
     agent = ground.client.run(agent_from_builtins(spec))
     try:
         eventually(lambda: any("answers on port" in line.log for line in ground.client.logs(agent.id)), "it listens")

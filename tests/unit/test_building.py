@@ -182,6 +182,17 @@ def test_each_step_is_told_and_made_once(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_a_label_that_is_no_type_of_agent_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    async def story(scene: Scene) -> None:
+        scene.say("FROM base\nRUN one\nLABEL io.agentos.type=robot\n")
+        events = await scene.build()
+        assert (kinds(events), (events[-1].error or {})["code"]) == ("failed", "invalid-label")
+        events = await scene.build(labels={"io.agentos.type": "dialogue"})
+        assert events[-1].image is not None and events[-1].image.type == "dialogue"
+
+    play(tmp_path, story)
+
+
 def test_a_change_is_done_again_with_all_that_follows_and_nothing_else(tmp_path: Path) -> None:
     async def story(scene: Scene) -> None:
         scene.say("FROM base\nARG V=1\nRUN zero\nCOPY file /file\nRUN one $V\n")

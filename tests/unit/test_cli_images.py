@@ -119,7 +119,7 @@ def test_rm_force_overlooks_only_what_is_not_there(server: StubSupervisor, capsy
         (["image", "build", "--pull", "."], "image pull"),
         (["image", "build", "-t", "x"], "hint: agentos-native image build [OPTIONS] CONTEXT"),
         (["image", "build", "https://example.org/x.git"], "fetch it yourself"),
-        (["image", "build", "-"], "image build -f - DIR"),
+        (["image", "build", "-f", "-", "-"], "image build -f NAME -"),
         (["image", "export", "x", "/nonexistent/x.tar.gz"], "name it .tar"),
         (["image", "import", "/nonexistent", "x"], "is not allowed"),
         (["run", "-p", "80:80", "x"], "ports are not published"),

@@ -22,7 +22,7 @@ from agentos_native.images.model import History, Image, ImageConfig, Layer, Mani
 from agentos_native.images.oci.model import LAYERS_MAX
 from agentos_native.images.unpack.messages import Progress
 from agentos_native.spec.model import NetworkMode
-from agentos_native.supervisor import admission
+from agentos_native.supervisor import admission, imagetypes
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.building import failing, keys, sandbox
 from agentos_native.supervisor.building.feed import Feed, Output
@@ -93,6 +93,9 @@ class Build:
             stack.push_async_callback(self._leased.call, kept.close)
             directory = await self._thread(self._workshop.open_context, self._hand, request.context, kept)
             plan = await self._plan(directory)
+            last = plan.stages[-1]
+            labels = (last.steps[-1].config if last.steps else last.config).labels
+            imagetypes.check({**labels, **request.labels}, last.config.labels)
             for note in plan.notes:
                 self._feed.put(ImageEvent(kind="note", text=note))
             steps = sum(1 + len(stage.steps) for stage in plan.stages)

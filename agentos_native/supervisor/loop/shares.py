@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from agentos_native.errors import AgentosError
-from agentos_native.spec.model import Resource, TenantSpec
+from agentos_native.spec.model import DEFAULT_TYPE, Resource, TenantSpec
 from agentos_native.supervisor.loop.controllers import Controller, Member
 from agentos_native.supervisor.loop.names import Namer
 from agentos_native.supervisor.loop.others import explain as others_of
@@ -145,7 +145,9 @@ class Shares:
         requests, limits = spec.resources.requests, spec.resources.limits
         if self._members.get(member.agent_id) != member:
             self._members[member.agent_id] = member
-            self._ticker.add(member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type)
+            self._ticker.add(
+                member.agent_id, member.ref, spec.weight, requests.cpu, limits.cpu, spec.type or DEFAULT_TYPE
+            )
         for controller in self._controllers:
             controller.add(member)
 

@@ -17,7 +17,7 @@ from agentos_native import alloc
 from agentos_native.alloc import Problem, Solution
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef
-from agentos_native.spec.model import POLICIES, PRIORITIES, AgentSpec, Resource, TenantSpec
+from agentos_native.spec.model import DEFAULT_TYPE, POLICIES, PRIORITIES, AgentSpec, Resource, TenantSpec
 from agentos_native.supervisor.loop.slots import Agent, Slots, Tenant
 
 NOISE: Final[Mapping[Resource, float]] = {"cpu": 5e-4, "memory": 65536.0, "io": 5e-4, "network": 1000.0}
@@ -145,7 +145,7 @@ def agent_of(agent_id: str, spec: AgentSpec, slot: int = -1) -> Agent:
         spec.weight,
         spec.resources.requests.cpu / 1000,
         float("inf") if limit is None else limit / 1000,
-        spec.type,
+        spec.type or DEFAULT_TYPE,
     )
 
 
