@@ -87,6 +87,42 @@ def test_ls_quiet_has_each_digest_once(server: StubSupervisor, capsys: pytest.Ca
     assert capsys.readouterr().out == f"{DIGEST}\n"
 
 
+def test_inspect_is_for_people_unless_it_is_json(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [
+        {"digest": LAYER, "size": 1536, "entries": 300, "shared": 2},
+        {"digest": DIGEST, "size": 70 << 20, "entries": 7, "shared": 0},
+    ]
+    steps = [
+        {"created_by": "COPY evil \x1b[2J /", "created": "2026-01-02T03:04:05Z", "layer": DIGEST, "size": 70 << 20},
+        {"created_by": 'CMD ["x"]'},
+    ]
+    config = {"cmd": ["/bin/x"], "env": {"A": "b"}}
+    given = image(
+        type="learning", entries=307, size=73401856, own_size=70 << 20, shared_size=1536, layers=layers, history=steps
+    )
+    server.answers["GET", "/v1/images/a"] = (200, given | {"config": config})
+    assert run("inspect", "a") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "type: learning" in lines
+    assert "size: 70Mi in 307 files, 70Mi of it in no other image" in lines
+    assert lines[lines.index("config:") : lines.index("layers, lowest first:")] == [
+        "config:", "  cmd: /bin/x", "  env:", "    A: b",
+    ]  # fmt: skip
+    at = lines.index("layers, lowest first:")
+    assert lines[at + 1 :] == [
+        "LAYER          SIZE  FILES  OTHER IMAGES",
+        "cdcdcdcdcdcd  1.5Ki    300             2",
+        "abababababab   70Mi      7             0",
+        "steps, newest first:",
+        "LAYER         CREATED              SIZE  CREATED BY",
+        '-             -                       -  CMD ["x"]',
+        "abababababab  2026-01-02T03:04:05  70Mi  COPY evil \N{REPLACEMENT CHARACTER}[2J /",
+    ]
+    assert run("inspect", "a", "-o", "json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["size"], found["layers"], found["history"][1]["size"]) == (73401856, layers, 0)
+
+
 def test_inspect_takes_several(server: StubSupervisor, capsys: pytest.CaptureFixture[str]) -> None:
     server.answers["GET", "/v1/images/a"] = (200, image(notes=["it is long: " + "x" * 100, "and another"]))
     server.answers["GET", "/v1/images/b"] = (200, image(name="b"))

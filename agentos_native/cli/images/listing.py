@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from agentos_native.cli.context import IMAGE, each, output_option, returns_status
-from agentos_native.cli.output import age, print_json, sections, size, table, to_plain
+from agentos_native.cli.output import age, count, print_json, sections, size, table, to_plain
 from agentos_native.errors import AgentosError
+
+if TYPE_CHECKING:
+    from agentos_native.wire.images import HistoryBody, ImageBody
 
 _STEP: Final = 60
 _UNDATED: Final = "1970-01-01T00:00:00"
@@ -58,10 +62,11 @@ def ls(ctx: click.Context, quiet: bool, output: str) -> None:
 @output_option
 @click.pass_context
 def inspect(ctx: click.Context, names: tuple[str, ...], output: str) -> None:
-    """Everything about images: what they run, their layers and who shares them, history, notes of the import.
+    """Everything about images: what they run, their layers and how many others have them, steps, notes of the import.
 
     \b
-    Example:
+    Examples:
+      agentos-native image inspect python:3.8
       agentos-native image inspect python:3.8 -o json
     """
     from agentos_native.cli.embedded import supervised
@@ -74,7 +79,24 @@ def inspect(ctx: click.Context, names: tuple[str, ...], output: str) -> None:
     for number, one in enumerate(found):
         if number:
             print()
-        sections(to_plain(one))
+        _show(one)
+
+
+def _show(image: ImageBody) -> None:
+    """An image for people: what it is, what it runs, and its layers and steps as tables."""
+    plain = to_plain(image)
+    kept = ("name", "names", "digest", "type", "created", "architecture", "author")
+    sections({key: plain[key] for key in kept})
+    own = f", {size(image.own_size)} of it in no other image" if image.shared_size else ""
+    print(f"size: {size(image.size)} in {count(image.entries, 'file')}{own}")
+    sections({"config": plain["config"], "notes": plain["notes"]})
+    if image.layers:
+        print("layers, lowest first:")
+        rows = [(_short(row.digest), size(row.size), str(row.entries), str(row.shared)) for row in image.layers]
+        table(("LAYER", "SIZE", "FILES", "OTHER IMAGES"), rows, right=("SIZE", "FILES", "OTHER IMAGES"))
+    if image.history:
+        print("steps, newest first:")
+        _steps(image.history)
 
 
 @click.command("history")
@@ -95,6 +117,11 @@ def history(ctx: click.Context, name: str, output: str) -> None:
     if output == "json":
         print_json(steps)
         return
+    _steps(steps)
+
+
+def _steps(steps: Sequence[HistoryBody]) -> None:
+    """Newest first."""
     rows = []
     for step in reversed(steps):
         words = " ".join((step.created_by or step.comment or "-").split())
