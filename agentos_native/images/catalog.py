@@ -48,6 +48,8 @@ __all__ = ["Catalog", "InUse", "Lease", "Staging", "manifest_digest"]
 
 _TRIES: Final = 5
 _NAMED: Final = 3
+_PATHS_KEPT: Final = 4096
+"""Every start asks for all layers of an image; making a path takes longer than looking whether it is there."""
 
 
 class Staging(NamedTuple):
@@ -67,6 +69,7 @@ class Catalog:
         self.records = Records(self.disk)
         self.index = Index(self.disk)
         self.damage = Damage(self.disk, self.records)
+        self._paths: dict[str, Path] = {}
         self._parts = gc.Parts(self.disk, self.records, self.index)
 
     # -- finding
@@ -228,7 +231,12 @@ class Catalog:
 
     def layer_path(self, digest: str) -> Path:
         """Where the tree of a layer is."""
-        return self.disk.layers / hex_of(digest)
+        path = self._paths.get(digest)
+        if path is None:
+            if len(self._paths) >= _PATHS_KEPT:
+                self._paths.clear()
+            path = self._paths[digest] = self.disk.layers / hex_of(digest)
+        return path
 
     # -- images
 

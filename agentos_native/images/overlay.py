@@ -78,7 +78,7 @@ def view(layers: Sequence[Path], userns_fd: int | None) -> int:
     layers = once(layers)
     if len(layers) > 1:
         return assemble(layers, userns_fd, attributes=_VIEW_ATTRIBUTES)
-    return _clone(layers[0], userns_fd, _VIEW_ATTRIBUTES)
+    return _clone(str(layers[0]), userns_fd, _VIEW_ATTRIBUTES)
 
 
 @contextlib.contextmanager
@@ -172,22 +172,22 @@ class _Overlay(NamedTuple):
 
     def _layers(self, opened: contextlib.ExitStack) -> list[int]:
         """The layers, topmost first."""
-        homes: dict[Path, int] = {}
+        homes: dict[str, int] = {}
         found = []
         for layer in reversed(self.layers):
-            home = layer.parent
+            home, name = os.path.split(layer)
             if home not in homes:
                 homes[home] = _open(opened, self._home(home))
-            found.append(_open(opened, os.open(layer.name, _PATH, dir_fd=homes[home])))
+            found.append(_open(opened, os.open(name, _PATH, dir_fd=homes[home])))
         return found
 
-    def _home(self, directory: Path) -> int:
+    def _home(self, directory: str) -> int:
         if self.userns_fd is None:
             return os.open(directory, _PATH)
         clone = _clone(directory, self.userns_fd, _LOWER_ATTRIBUTES)
         if self.style is Style.ATTACHED:
             flags = kernel_mount.MOVE_MOUNT_F_EMPTY_PATH
-            kernel_mount.move_mount(clone, "", AT_FDCWD, str(directory), flags)
+            kernel_mount.move_mount(clone, "", AT_FDCWD, directory, flags)
         return clone
 
     def _set(self, context: int, key: str, directory: int) -> None:
@@ -206,9 +206,9 @@ def _forget_earlier_mount(work: Path) -> None:
         os.rmdir(mark)
 
 
-def _clone(directory: Path, userns_fd: int | None, attributes: int) -> int:
+def _clone(directory: str, userns_fd: int | None, attributes: int) -> int:
     flags = kernel_mount.OPEN_TREE_CLONE | kernel_mount.OPEN_TREE_CLOEXEC
-    tree = kernel_mount.open_tree(AT_FDCWD, str(directory), flags)
+    tree = kernel_mount.open_tree(AT_FDCWD, directory, flags)
     try:
         if userns_fd is None:
             kernel_mount.mount_setattr(tree, "", AT_EMPTY_PATH, attributes)
