@@ -166,15 +166,8 @@ class Lines(Response):
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI. Without the watcher an idle stream would outlive its client."""
-        sender = asyncio.create_task(self._send(send))
-        watcher = asyncio.create_task(disconnected(receive))
-        try:
-            await asyncio.wait([sender, watcher], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (sender, watcher):
-                task.cancel()
-            await asyncio.gather(sender, watcher, return_exceptions=True)
+        """See ASGI. An idle stream must not outlive its client."""
+        await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
@@ -191,10 +184,10 @@ async def disconnected(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T | None:
     """`work`'s result, or None when the client has gone first (`work` is then cancelled)."""
     worker = asyncio.ensure_future(work)
-    watcher = asyncio.ensure_future(disconnected(request.receive))
+    watcher = asyncio.ensure_future(disconnected(receive))
     either: list[asyncio.Future[Any]] = [worker, watcher]
     try:
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

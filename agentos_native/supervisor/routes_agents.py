@@ -11,7 +11,7 @@ from agentos_native.supervisor import logs
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.lifecycle import Lifecycle
-from agentos_native.supervisor.routes import Endpoint, Lines, body, count, flag, number, path_word, unless_gone
+from agentos_native.supervisor.routes import Endpoint, Lines, body, count, flag, number, path_word, while_connected
 from agentos_native.supervisor.views import agent_view
 from agentos_native.wire import api
 
@@ -152,7 +152,7 @@ class AgentRoutes:
 
     async def wait(self, request: Request) -> api.WaitResult | None:
         """Long poll; also of an agent that was removed a moment ago (by id)."""
-        record = await unless_gone(request, self._lifecycle.wait(self._find(request, buried=True)))
+        record = await while_connected(request.receive, self._lifecycle.wait(self._find(request, buried=True)))
         if record is None:
             return None
         return api.WaitResult(exit_status=record.exit_status, reason=record.reason, oom_killed=record.oom_killed)

@@ -24,7 +24,7 @@ from agentos_native.images.oci.importing import ImportOptions
 from agentos_native.images.store import ImageStore
 from agentos_native.supervisor import imagetypes
 from agentos_native.supervisor.host import Host
-from agentos_native.supervisor.routes import Endpoint, Lines, as_error, disconnected, flag, path_word, unless_gone
+from agentos_native.supervisor.routes import Endpoint, Lines, as_error, flag, path_word, while_connected
 from agentos_native.supervisor.streams import readable, write_all
 from agentos_native.supervisor.threads import in_own_thread
 from agentos_native.supervisor.views import image_view
@@ -79,7 +79,7 @@ class TransferRoutes:
         options = msgspec.convert(given | ({} if tag is None else {"ref": tag}), ExportOptions)
         stream = _Export(self._store, ref, options)
         # what is wrong with the request or the image shows before the first byte
-        first = await unless_gone(request, stream.next())
+        first = await while_connected(request.receive, stream.next())
         if not first:
             await stream.finish()
         return _Tar(stream, first or b"")
@@ -240,17 +240,8 @@ class _Tar(Response):
         self._first = first
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI. Without the watcher, everything would be packed for a client that has gone."""
-        sender = asyncio.create_task(self._send(send))
-        watcher = asyncio.create_task(disconnected(receive))
-        try:
-            await asyncio.wait([sender, watcher], return_when=asyncio.FIRST_COMPLETED)
-            if sender.done():
-                sender.result()
-        finally:
-            for task in (sender, watcher):
-                task.cancel()
-            await asyncio.gather(sender, watcher, return_exceptions=True)
+        """See ASGI. Nothing is packed for a client that has gone."""
+        await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         headers = [(b"content-type", b"application/x-tar"), (b"cache-control", b"no-store")]
