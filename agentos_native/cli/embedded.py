@@ -1,9 +1,13 @@
-"""A supervisor inside one command, when none answers.
+"""A supervisor inside one command, when none answers and none is on its way.
 
 The command starts launcher and supervisor as its children, in a session of their own so that Ctrl-C reaches only
 the program. The supervisor writes to a pipe when its API answers (``--ready-fd``), and stops, with its agents, at the
 end of its lifeline (``--lifeline-fd``): a FIFO beside its socket that this process, and every other command that uses
 the same supervisor meanwhile, holds open for writing. So it lasts until the last of them has ended, however it ended.
+
+A supervisor that starts (``supervise``) has the state directory before it answers; a command that finds it so waits
+for it. If the command was faster, ``supervise`` waits for the command's end. Where ``--socket`` names a supervisor,
+that one is meant and no other: when it does not answer, nothing is started in its place.
 
 The lock on the FIFO tells the state: exclusive while a supervisor starts or goes, shared by all who use it in between.
 Who can turn the shared lock into an exclusive one is the last, waits for the end, and removes the FIFO.
@@ -14,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import select
 import subprocess
@@ -28,45 +33,75 @@ import click
 
 from agentos_native.cli.context import client_of
 from agentos_native.errors import AgentosError
+from agentos_native.wire.holder import holder_of
 
 if TYPE_CHECKING:
     from agentos_native.client import Client
 
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
+_POLL: Final = 0.05
 
 
 @contextlib.contextmanager
 def supervised(ctx: click.Context, *, lasting: bool = False) -> Iterator[Client]:
     """A client with a supervisor behind it: the one that answers, or one that lasts as long as the context.
 
-    With `lasting` only one that was started for itself will do. Raises ``no-supervisor`` then, and whatever kept an own
-    one from starting.
+    With `lasting` only one that was started for itself will do. Raises ``no-supervisor`` then, or when ``--socket``
+    names one that does not answer, and whatever kept an own one from starting.
     """
     client = client_of(ctx)
+    named = bool((ctx.find_object(dict) or {}).get("socket"))
     fifo = os.path.abspath(client.socket) + ".lifeline"
     with contextlib.ExitStack() as stack:
-        lifeline = _enter(client, fifo, stack, lasting)
+        lifeline = _enter(client, fifo, stack, lasting=lasting, named=named)
         if lasting and lifeline:
             hint = "start one with: agentos-native supervise"
             raise AgentosError("no-supervisor", "the one that answers ends with another command", client.socket, hint)
         yield client
 
 
-def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, lasting: bool) -> bool:
+def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, *, lasting: bool, named: bool) -> bool:
     """Find a supervisor or start one; `stack` lets go of it. True for one that needs a lifeline."""
+    deadline = time.monotonic() + _START_SECONDS
     while True:
         if (lifeline := _settled(fifo)) is not None:
-            stack.callback(_leave, lifeline, fifo, lambda: _await_gone(client.socket))
+            stack.callback(_leave, lifeline, fifo, functools.partial(_await_gone, client.socket, _inode(client.socket)))
             return True
-        if lasting:
-            client.version()
+        missing = _missing(client)
+        if missing is None:
             return False
-        if _answers(client):
-            return False
-        if (ends := _make_fifo(fifo)) is not None:  # otherwise another command was faster
+        if _is_coming(client.socket) and time.monotonic() < deadline:
+            time.sleep(_POLL)
+            continue
+        if lasting or named:
+            raise _unanswered(missing, client.socket) if named else missing
+        if (ends := _make_fifo(fifo)) is None:  # another command was faster
+            continue
+        try:
             stack.enter_context(_supervisor(client.socket, fifo, *ends))
+        except AgentosError as error:
+            if error.code != "state-in-use" or not _is_coming(client.socket) or time.monotonic() > deadline:
+                raise
+        else:
             return True
+
+
+def _is_coming(socket: str) -> bool:
+    """Whether a supervisor that is to stay, and will answer on this socket, has the state directory already."""
+    from agentos_native.spec import settings
+
+    path = os.path.abspath(socket)
+    holder = holder_of(settings.load({"socket": path}).state_dir)
+    return holder is not None and not holder.embedded and holder.socket in ("", path)
+
+
+def _unanswered(error: AgentosError, socket: str) -> AgentosError:
+    hint = (
+        f"start one there with: agentos-native --socket {socket} supervise\n"
+        "or leave --socket out: without any supervisor this command brings one along"
+    )
+    return AgentosError(error.code, error.what, error.where, hint)
 
 
 def _settled(fifo: str) -> int | None:
@@ -75,18 +110,19 @@ def _settled(fifo: str) -> int | None:
     while (lifeline := _join(fifo)) is None and os.path.exists(fifo):  # one starts or goes
         if time.monotonic() > deadline:
             raise AgentosError("timeout", "another command's supervisor neither starts nor ends", fifo)
-        time.sleep(0.05)
+        time.sleep(_POLL)
     return lifeline
 
 
-def _answers(client: Client) -> bool:
+def _missing(client: Client) -> AgentosError | None:
+    """What says that no supervisor answers; None: one does."""
     try:
         client.version()
     except AgentosError as error:
         if error.code != "no-supervisor":
             raise
-        return False
-    return True
+        return error
+    return None
 
 
 def _join(fifo: str) -> int | None:
@@ -124,11 +160,18 @@ def _leave(fd: int, fifo: str, await_end: Callable[[], None]) -> None:
         os.close(guard)
 
 
-def _await_gone(socket: str) -> None:
-    """Until the supervisor has removed its socket."""
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+def _await_gone(socket: str, inode: int) -> None:
+    """Until the supervisor has removed its socket; the next one may have put its own there."""
     deadline = time.monotonic() + _STOP_SECONDS
-    while os.path.exists(socket) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while _inode(socket) == inode != 0 and time.monotonic() < deadline:
+        time.sleep(_POLL)
 
 
 def command(socket: str, ready_fd: int, lifeline_fd: int) -> list[str]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _PERIOD: Final = 0.2
 """Seconds between two looks at the queue."""
+_STARTING: Final = 0.02
+"""The same when its turn has come."""
 _AWAY: Final = 20.0
 """Seconds that a supervisor may be away."""
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,10 +34,12 @@ no_wait = click.option(
 
 def note(agent: api.Agent) -> str:
     """``2 (1 of home): cpu 500m: 200m of the node's 2000m free``; empty for an agent that does not wait."""
-    place = agent.queue
-    if place is None:
-        return ""
-    return f"{place.place} ({place.tenant_place} of {agent.tenant}): {place.waiting_for}"
+    return place_words(agent.queue, agent.tenant) if agent.queue else ""
+
+
+def place_words(place: api.QueuePlace, tenant: str) -> str:
+    """The same of any place."""
+    return f"{place.place} ({place.tenant_place} of {tenant}): {place.waiting_for}"
 
 
 def tell(agent: api.Agent) -> None:
@@ -50,7 +54,7 @@ def _line(agent: api.Agent) -> str:
 
 
 def await_turn(client: Client, agent: api.Agent, attach_again: Callable[[], None]) -> api.Agent:
-    """Wait until a queued agent waits no more; a signal ends the wait (and the command, as the signal would).
+    """Wait until a queued agent has been started, or has not; a signal ends the wait (and the command, as it would).
 
     Args:
         attach_again: called when the supervisor was away and is back, since streams to it are broken.
@@ -59,9 +63,10 @@ def await_turn(client: Client, agent: api.Agent, attach_again: Callable[[], None
     line = _Line()
     last_seen = time.monotonic()
     with _signals_end_it(), line:
-        while agent.state == "queued":
-            line.show(_line(agent))
-            time.sleep(_PERIOD)
+        while agent.state in ("queued", "starting"):
+            if agent.state == "queued":
+                line.show(_line(agent))
+            time.sleep(_PERIOD if agent.state == "queued" else _STARTING)
             try:
                 if away:
                     attach_again()

@@ -53,8 +53,8 @@ def run(
     """Run a program from IMAGE as an agent; COMMAND replaces the image's own.
 
     In the foreground its output is ours, signals go to it, and the exit status is its own. Without a supervisor one
-    runs inside this command for as long as it lasts. What does not fit now waits in its tenant's queue, in the
-    foreground until it is called off by Ctrl-C.
+    runs inside this command for as long as it lasts, unless --socket names one. What does not fit now waits in its
+    tenant's queue: in the foreground until it is called off by Ctrl-C, nowhere longer than --wait-timeout.
     """
     from agentos_native.cli.embedded import supervised
     from agentos_native.cli.streams import check_terminal

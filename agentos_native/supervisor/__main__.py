@@ -93,6 +93,8 @@ def main() -> int:
     except AgentosError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # before the event loop takes signals
+        return 128 + signal.SIGINT
     except Exception:
         logging.exception("the supervisor failed")
         return EX_SOFTWARE

@@ -18,6 +18,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import time
 from types import TracebackType
 from typing import Final
 
@@ -29,9 +30,13 @@ from agentos_native.supervisor.loop.ticker import Ticker
 from agentos_native.supervisor.options import Options
 from agentos_native.supervisor.registry import Registry, open_or_move_aside
 from agentos_native.supervisor.resources import group_ref, member
+from agentos_native.wire.holder import LOCK, Holder, read
 
 _log = logging.getLogger("agentos_native.supervisor")
 _WITH_PROCESSES: Final = ("running", "paused")
+_HESITATION: Final = 0.5
+"""Seconds for which a lock may be held by somebody who only looks, or has not said yet who it is."""
+_POLL: Final = 0.02
 
 
 class Foundation:
@@ -78,7 +83,7 @@ class Foundation:
 
     def _lay(self, stack: contextlib.ExitStack) -> None:
         options, settings = self._options, self._options.settings
-        stack.callback(os.close, lock_state(options.state_dir))
+        stack.callback(os.close, lock_state(options))
         self.registry, aside = open_or_move_aside(os.path.join(options.state_dir, "registry.db"))
         stack.callback(self.registry.close)
         if aside:
@@ -118,29 +123,49 @@ class Foundation:
                         self.shares.add(member(record, group))
 
 
-def lock_state(directory: str) -> int:
-    """The fd that holds the lock of a state directory, which is made if necessary.
+def lock_state(options: Options) -> int:
+    """The fd that holds the lock of the state directory, which is made if necessary.
+
+    A supervisor that is part of a command ends with it: one that is to stay waits for that, however long it takes.
 
     Raises:
         AgentosError: ``state-in-use`` by another supervisor; ``state`` when it cannot be made.
     """
+    directory = options.state_dir
     try:
         for path in (directory, os.path.join(directory, "agents")):
             os.makedirs(path, mode=0o700, exist_ok=True)
-        fd = os.open(os.path.join(directory, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fd = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise AgentosError("state", f"cannot be used: {error.strerror}", directory, "Choose another --state-dir.")
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(fd, 64, 0).decode("ascii", "replace").strip()
+        _lock(fd, options)
+    except BaseException:
         os.close(fd)
-        raise AgentosError(
-            "state-in-use",
-            f"another supervisor (process {holder or '?'}) works on this state directory",
-            directory,
-            "Use that one, stop it, or choose another --state-dir.",
-        )
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        raise
+    Holder(pid=os.getpid(), socket=os.path.abspath(options.settings.socket), embedded=options.embedded).write(fd)
     return fd
+
+
+def _lock(fd: int, options: Options) -> None:
+    told = False
+    deadline = time.monotonic() + _HESITATION
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        holder = read(fd)
+        if holder.embedded and not options.embedded:
+            if not told:
+                _log.info("waits until the command with a supervisor of its own (process %d) has ended", holder.pid)
+            told, deadline = True, time.monotonic() + _HESITATION
+        elif time.monotonic() > deadline:
+            elsewhere = holder.socket and holder.socket != os.path.abspath(options.settings.socket)
+            raise AgentosError(
+                "state-in-use",
+                f"another supervisor (process {holder.pid or '?'}) works on this state directory",
+                options.state_dir,
+                f"Use that one{f' (--socket {holder.socket})' if elsewhere else ''}, stop it, or choose another"
+                " --state-dir.",
+            )
+        time.sleep(_POLL)
