@@ -27,17 +27,15 @@ from typing import Final
 import msgspec
 
 from agentos_native import faults
-from agentos_native.kernel import ns, process, signals
-from agentos_native.launcher import emptyns, units
+from agentos_native.kernel import process, signals
+from agentos_native.launcher import emptyns, units, usernamespaces
 from agentos_native.launcher.channel import Channel, close_all, receive
 from agentos_native.launcher.supervised import Supervised
 from agentos_native.launcher.units import Unit
-from agentos_native.launcher.usernamespaces import HOLD, open_mapped
 from agentos_native.sandbox import _child
 from agentos_native.wire import launch
 from agentos_native.wire.launch import Failure
 
-_USERNS_DEADLINE: Final = 10.0
 _LAST_WORDS: Final = 10.0
 """Seconds that a supervisor has to end after it has sent `Shutdown`."""
 
@@ -116,7 +114,7 @@ class Launcher:
         self._channel = channel
         self._epoll.register(channel.socket.fileno(), select.EPOLLIN)
         for unit in self._by_pid.values():
-            if unit.mapping is None and unit.exited is None:
+            if unit.exited is None:
                 fds = [fd for fd in (unit.pidfd, unit.terminal) if fd >= 0]
                 self._send(launch.Live(unit.name, unit.pid, unit.executed), *fds)
         for message in self._exits.values():
@@ -207,12 +205,14 @@ class Launcher:
 
     def _make_userns(self, message: launch.MakeUserns) -> None:
         try:
-            holder = self._start(message.seq, "", (HOLD, (), ns.CLONE_NEWUSER, -1, -1), [], _USERNS_DEADLINE)
+            fd = usernamespaces.make(message.base, message.size, message.inside)
         except OSError as error:
-            failure = Failure("user namespace", "start", "", error.errno or errno.EAGAIN, str(error))
+            call = "write" if error.filename else "clone3"
+            failure = Failure("user namespace", call, error.filename or "", error.errno or 0, str(error))
             self._send(launch.Userns(message.seq, failure))
         else:
-            holder.mapping = message
+            self._send(launch.Userns(message.seq), fd)
+            os.close(fd)
 
     # ------------------------------------------------------------------- news
 
@@ -234,11 +234,8 @@ class Launcher:
 
     def _born(self, unit: Unit) -> None:
         self._adopt(unit)
-        if unit.mapping is not None:
-            self._map(unit, unit.mapping)
-        else:
-            self._send(launch.Cloned(unit.seq, unit.name, unit.pid), unit.pidfd)
-            faults.point("launcher.cloned")
+        self._send(launch.Cloned(unit.seq, unit.name, unit.pid), unit.pidfd)
+        faults.point("launcher.cloned")
 
     def _adopt(self, unit: Unit) -> None:
         """The child exists: it has its own copies of the request's fds."""
@@ -247,17 +244,6 @@ class Launcher:
         unit.fds = []
         if unit.pidfd >= 0:
             self._by_pid[unit.pid] = unit
-
-    def _map(self, unit: Unit, message: launch.MakeUserns) -> None:
-        try:
-            fd = open_mapped(unit.pid, message.base, message.size, message.inside)
-        except OSError as error:
-            unit.failure = Failure("user namespace", "write", error.filename or "", error.errno or 0, str(error))
-        else:
-            self._send(launch.Userns(message.seq), fd)
-            os.close(fd)
-            unit.mapped = True
-        process.pidfd_send_signal(unit.pidfd, signal.SIGKILL)
 
     def _released(self, unit: Unit) -> None:
         if unit.fds:
@@ -276,10 +262,6 @@ class Launcher:
             return
         unit.close()
         self._by_pid.pop(unit.pid, None)
-        if unit.mapping is not None:
-            if not unit.mapped:
-                self._send(launch.Userns(unit.seq, unit.failure))
-            return
         del self._units[unit.name]
         if unit.executed:
             message = units.exit_message(unit, self._next_exit)

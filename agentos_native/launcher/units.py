@@ -11,7 +11,7 @@ import resource
 import time
 
 from agentos_native.sandbox import _child
-from agentos_native.wire.launch import Exited, Failure, MakeUserns
+from agentos_native.wire.launch import Exited, Failure
 
 PREPARING, EXECUTING, FAILED, NOT_CLONED = range(4)
 BORN, RELEASED, TERMINAL = 1, 2, 3
@@ -22,13 +22,12 @@ class Unit:
 
     Args:
         fds: the request's, to be closed once the child has its copies.
-        name: the unit's; "" for the holder of a user namespace, which has `mapping` instead and is nobody's unit.
         deadline: when it is killed unless it has executed, on the clock of time.monotonic; None: it has been.
     """
 
     __slots__ = (
-        "deadline", "executed", "exited", "failure", "fds", "mapped", "mapping", "name", "pid", "pidfd", "released",
-        "seq", "slot", "terminal",
+        "deadline", "executed", "exited", "failure", "fds", "name", "pid", "pidfd", "released", "seq", "slot",
+        "terminal",
     )  # fmt: skip
 
     def __init__(self, seq: int, name: str, slot: int, fds: list[int], deadline: float | None) -> None:
@@ -42,8 +41,6 @@ class Unit:
         self.terminal = -1
         self.released = False
         self.executed = False
-        self.mapping: MakeUserns | None = None
-        self.mapped = False
         self.failure: Failure | None = None
         self.exited: tuple[int, resource.struct_rusage] | None = None
 

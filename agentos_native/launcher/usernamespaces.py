@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import Final
+import signal
 
-from agentos_native.sandbox.ops import Operation, encode
-
-HOLD: Final = encode([Operation("user namespace", "hold", ())])
-"""The plan of the holder: it waits to be killed."""
+from agentos_native.sandbox import _child
 
 
-def open_mapped(pid: int, base: int, size: int, inside: int = 0) -> int:
-    """Map `size` inner ids from `inside` on, of the namespace that process `pid` holds, to `base`..; gives an fd of it.
+def make(base: int, size: int, inside: int = 0) -> int:
+    """An fd of a new namespace in which `size` ids from `inside` on are the ids `base`.. of the host.
 
-    setgroups stays allowed: the program's supplementary groups are set by the child stage, inside.
+    setgroups stays allowed: the program's supplementary groups are set by the child stage, inside. The holder is left
+    to be reaped like any child; until then its pid is nobody else's.
 
     Raises:
-        OSError: the range is taken by nobody, but malformed, or the process is gone.
+        OSError: there can be no more namespaces, or the range is malformed (with `filename` then).
     """
-    for name in ("uid_map", "gid_map"):
-        _write(f"/proc/{pid}/{name}", f"{inside} {base} {size}\n".encode())
-    return os.open(f"/proc/{pid}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    holder = _child.hold_userns()
+    try:
+        for name in ("uid_map", "gid_map"):
+            _write(f"/proc/{holder}/{name}", f"{inside} {base} {size}\n".encode())
+        return os.open(f"/proc/{holder}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.kill(holder, signal.SIGKILL)
 
 
 def _write(path: str, data: bytes) -> None:

@@ -3,8 +3,9 @@
 Theory of operation. unshare(2) moves the calling *thread*, so it must not be a thread that other code runs on: were it
 not brought back, that code would act on the wrong network. The maker's thread (root, in the host's namespaces) takes
 one order at a time: it unshares, opens the namespace and a netlink socket in it, writes the one sysctl, brings loopback
-up and goes home. If it cannot go home it refuses all later orders. When no order has come for a moment, it makes a
-namespace for the shelf, because the kernel needs longer for that than for all the rest of a wire.
+up and goes home. If it cannot go home it refuses all later orders. Orders come first; between them it stocks the shelf,
+because the kernel needs longer for a namespace than for all the rest of a wire. It begins when it is told to, after a
+wire is made: both take the kernel's network lock, so one would wait for the other.
 
 A namespace belongs to the initial user namespace, so the agent never has a capability over it, and lives as long as its
 fd (there is no bind mount to clean up): what is on the shelf dies with this process.
@@ -13,6 +14,7 @@ fd (there is no bind mount to clean up): what is on the shelf dies with this pro
 from __future__ import annotations
 
 import contextlib
+import enum
 import os
 import queue
 import threading
@@ -26,8 +28,6 @@ from agentos_native.network.netlink import NETLINK_ROUTE, Batch, Channel, send
 
 _UNPRIVILEGED_PORTS: Final = "/proc/sys/net/ipv4/ip_unprivileged_port_start"
 """0 gives the agent its low ports (it has no CAP_NET_BIND_SERVICE over a namespace of the host's); ip-sysctl(7)."""
-_IDLE_SECONDS: Final = 0.01
-"""Longer than a start takes: restocking must not compete with the start that took the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,15 @@ class Namespace:
         os.close(self.fd)
 
 
+class _Restock(enum.Enum):
+    """What the maker is told beside orders."""
+
+    WORD = enum.auto()
+
+
+_RESTOCK: Final = _Restock.WORD
+
+
 class NamespaceMaker:
     """Makes namespaces on a thread of its own; `make` may be called from any thread.
 
@@ -54,7 +63,7 @@ class NamespaceMaker:
         self._loopback = loopback
         self._ahead = ahead
         self._shelf: deque[Namespace] = deque()
-        self._orders: queue.SimpleQueue[Future[Namespace] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Future[Namespace] | _Restock | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -64,18 +73,21 @@ class NamespaceMaker:
         Raises:
             OSError: which call failed, as the kernel said it.
         """
-        order: Future[Namespace] = Future()
         with contextlib.suppress(IndexError):
-            order.set_result(self._shelf.popleft())
-        with self._lock:
-            self._ensure_thread()
-            self._orders.put(order)  # a filled one too: it tells the maker that the shelf has room
+            return self._shelf.popleft()
+        order: Future[Namespace] = Future()
+        self._tell(order)
         return order.result()
 
-    def start(self) -> None:
-        """Begin to stock the shelf. Idempotent."""
+    def restock(self) -> None:
+        """Fill the shelf, in the background."""
+        if len(self._shelf) < self._ahead:
+            self._tell(_RESTOCK)
+
+    def _tell(self, word: Future[Namespace] | _Restock) -> None:
         with self._lock:
             self._ensure_thread()
+            self._orders.put(word)
 
     def _ensure_thread(self) -> None:
         if self._thread is None:
@@ -102,33 +114,23 @@ class NamespaceMaker:
 
     def _serve(self, home: int) -> None:
         lost: OSError | None = None
-        refill = True
-        while True:
-            order: Future[Namespace] | None = Future()
-            try:
-                idle = refill and lost is None and len(self._shelf) < self._ahead
-                order = self._orders.get(timeout=_IDLE_SECONDS if idle else None)
-            except queue.Empty:
-                refill = self._restock()
-            else:
-                if order is None:
-                    return
-                refill = True
-                if order.done():
-                    continue
+        while (order := self._orders.get()) is not None:
+            if isinstance(order, Future):
                 self._fill(order, lost)
+            elif lost is None:
+                self._restock()
             try:
                 ns.setns(home, ns.CLONE_NEWNET)
             except OSError as error:
                 lost = error
 
-    def _restock(self) -> bool:
-        """One for the shelf; False when there is none to be had, so that nobody tries in a loop."""
-        try:
-            self._shelf.append(_unshare(self._loopback))
-        except OSError:
-            return False
-        return True
+    def _restock(self) -> None:
+        """One for the shelf, and more later: an order that has come meanwhile is first. None are to be had: whoever
+        orders one learns why."""
+        with contextlib.suppress(OSError):
+            if len(self._shelf) < self._ahead:
+                self._shelf.append(_unshare(self._loopback))
+                self._orders.put(_RESTOCK)
 
     def _fill(self, order: Future[Namespace], lost: OSError | None) -> None:
         if lost is not None:

@@ -120,7 +120,7 @@ class NodeNetwork:
                     self.close()
                 raise
             self._unavailable = error
-        self._maker.start()
+        self._maker.restock()
 
     def _open(self) -> None:
         where = f"node {self._node}"
@@ -222,6 +222,7 @@ class NodeNetwork:
             with _stage("netns", where):
                 namespace = self._maker.make()
             namespace.channel.close()
+            self._maker.restock()
             return Attachment(slot, agent_id, mode, namespace.fd)
         host = self._ready()
         if slot in self._live:
@@ -252,6 +253,7 @@ class NodeNetwork:
                 with _stage("rates", where):
                     shaper.set_rates(slot, rates)
             undo.pop_all()
+        self._maker.restock()
         return self._attachment(own, slot, agent_id, mode, namespace.fd)
 
     def adopt(self, slot: int, agent_id: str, mode: str, rates: Rates = NO_RATES, pidfd: int = -1) -> Attachment | None:

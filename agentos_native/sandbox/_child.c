@@ -260,15 +260,6 @@ static long do_execute(struct slot *s, int64_t *v)
     return failing(s, "execveat", v[0] < 0 ? s->command : "init", result);
 }
 
-/* Keeps the namespaces of this process there until it is killed or the launcher dies. */
-static long do_hold(struct slot *s, int64_t *v)
-{
-    (void)s, (void)v;
-    struct pollfd launcher = {.fd = launcher_pidfd, .events = POLLIN};
-    sys(SYS_ppoll, &launcher, 1, 0, 0, 0);
-    leave();
-}
-
 const struct row table[OP_COUNT] = {
 #define SYSTEM_ROW(name, arguments) {#name, arguments, SYS_##name, NULL},
 #define OWN_ROW(name, arguments) {#name, arguments, 0, do_##name},

@@ -28,3 +28,10 @@ def result(slot: int) -> tuple[int, int, int, str, str, bytes, int]:
 
 def free(slot: int) -> None:
     """The slot may be used again (as soon as nobody runs in its memory)."""
+
+def hold_userns() -> int:
+    """The pid of a new child of this process that does nothing but hold a new user namespace, until it is killed.
+
+    Raises:
+        OSError: EAGAIN: too many of them live.
+    """

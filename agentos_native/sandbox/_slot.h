@@ -16,7 +16,7 @@
     SYSTEM(umask, "i") SYSTEM(chdir, "s") SYSTEM(dup3, "fii") SYSTEM(close_range, "iii") \
     OWN(become_owner, "i") OWN(new_mount, "rsai") OWN(open_path, "rfs") OWN(attach, "fs") OWN(cover, "sffi") \
     OWN(drop_bounding, "i") OWN(check_cwd, "") OWN(reset_signals, "") OWN(terminal, "s") OWN(find_command, "sa") \
-    OWN(install_filter, "bi") OWN(execute, "faa") OWN(hold, "")
+    OWN(install_filter, "bi") OWN(execute, "faa")
 
 #define MAGIC 0x31706f61u /* "aop1" */
 #define SLOTS 64

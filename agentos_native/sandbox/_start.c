@@ -5,8 +5,10 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include "_slot.h"
 
 static struct slot *slots[SLOTS];
@@ -89,20 +91,58 @@ static struct slot *free_slot(void)
     return NULL;
 }
 
-/* Lets a helper run with every signal blocked, since the launcher's handlers must not run on it; the child resets its own mask. */
-static long run_helper(struct slot *s)
+/* With every signal blocked in the new task, since the launcher's handlers must not run on it. */
+static long clone_blocked(struct clone_args *args, void (*entry)(void *), void *argument)
 {
     uint64_t all = ~0ULL, before;
+    sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
+    long result = clone_entry(args, entry, argument);
+    sys(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+    return result;
+}
+
+/* Lets a helper run; the child resets the mask of signals. */
+static long run_helper(struct slot *s)
+{
     struct clone_args thread = {
         .flags = CLONE_VM | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_CHILD_CLEARTID,
         .child_tid = (uintptr_t)&s->helper_tid, .stack = (uintptr_t)s->helper_stack, .stack_size = STACK,
     };
     s->helper_tid = 1;
-    sys(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof all);
-    long result = clone_entry(&thread, helper, s);
-    sys(SYS_rt_sigprocmask, SIG_SETMASK, &before, 0, sizeof before);
+    long result = clone_blocked(&thread, helper, s);
     if (result < 0) s->helper_tid = 0;
     return result;
+}
+
+/* Processes that do nothing but hold a user namespace while the launcher maps its ids: on stacks of their own, which are free again when
+ * the kernel has cleared `tid`. Without CLONE_VFORK, as the launcher has to go on; they are in no agent's memory cgroup. */
+static struct { _Alignas(16) char stack[8192]; _Atomic int tid; } holders[8];
+
+static void hold(void *unused)
+{
+    (void)unused;
+    sys(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
+    struct pollfd launcher = {.fd = launcher_pidfd, .events = POLLIN};
+    sys(SYS_ppoll, &launcher, 1, 0, 0, 0);
+    leave();
+}
+
+static PyObject *py_hold_userns(PyObject *self, PyObject *unused)
+{
+    (void)self, (void)unused;
+    for (size_t i = 0; i < sizeof holders / sizeof *holders; i++) {
+        if (holders[i].tid) continue;
+        struct clone_args process = {
+            .flags = CLONE_VM | CLONE_FILES | CLONE_NEWUSER | CLONE_CHILD_CLEARTID, .exit_signal = SIGCHLD,
+            .child_tid = (uintptr_t)&holders[i].tid, .stack = (uintptr_t)holders[i].stack, .stack_size = sizeof holders[i].stack,
+        };
+        holders[i].tid = 1;
+        long pid = clone_blocked(&process, hold, NULL);
+        if (pid >= 0) return PyLong_FromLong(pid);
+        holders[i].tid = 0;
+        return errno = (int)-pid, PyErr_SetFromErrno(PyExc_OSError);
+    }
+    return errno = EAGAIN, PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyObject *py_setup(PyObject *self, PyObject *args)
@@ -170,7 +210,7 @@ static PyObject *py_free(PyObject *self, PyObject *number)
 
 static PyMethodDef methods[] = {
     {"setup", py_setup, METH_VARARGS, NULL}, {"start", py_start, METH_VARARGS, NULL}, {"result", py_result, METH_O, NULL},
-    {"free", py_free, METH_O, NULL}, {0},
+    {"free", py_free, METH_O, NULL}, {"hold_userns", py_hold_userns, METH_NOARGS, NULL}, {0},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_child", NULL, -1, methods, NULL, NULL, NULL, NULL};
 

@@ -140,7 +140,7 @@ def _operations(part: Callable[[_Builder], None]) -> tuple[Operation, ...]:
 def _stock() -> Stock:
     """The operations of a start and of an exec of nobody in particular: most of everybody's."""
     nobody = SandboxConfig("", "nobody", ("/",), (), "/", 0, 0, (), ID_RANGE)
-    start = start_plan(nobody, Fds(*range(5), stdin=5, stdout=6, stderr=7))
+    start = start_plan(nobody, Fds(cgroup=0, rootfs=1, netns=2, userns=3, init=4, stdin=5, stdout=6, stderr=7))
     further = exec_plan(nobody, Fds(0, agent=2, pidns=1, stdin=3, stdout=4, stderr=5))
     return Stock((*start.operations, *further.operations))
 

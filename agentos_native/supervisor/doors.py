@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from agentos_native.cgroup import GroupRef, GroupSettings
@@ -79,18 +82,54 @@ class Images(Protocol):
 
 
 class Workers:
-    """A few threads for what blocks: mounts, cgroup files, netlink. The event loop's thread itself never waits."""
+    """A few threads for what blocks: mounts, cgroup files, netlink. The event loop's thread itself never waits.
+
+    Not an executor of concurrent.futures: a start hands work over twice, and its futures cost as much as a stage.
+    """
 
     def __init__(self, threads: int = 6) -> None:
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="stage")
+        self._jobs: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = [threading.Thread(target=self._run, name=f"stage-{n}", daemon=True) for n in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Run `function` in one of the threads and give its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+        """Run `function` in one of the threads and give its result; not at all if it is cancelled before it begins."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def job() -> None:
+            if future.cancelled():
+                return
+            try:
+                settle = partial(_settle, future, function(*arguments), None)
+            except BaseException as error:  # handed over: it is the caller's
+                settle = partial(_settle, future, None, error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it whoever waited
+                loop.call_soon_threadsafe(settle)
+
+        self._jobs.put(job)
+        return await future
 
     def close(self) -> None:
         """Wait for what is still running."""
-        self._pool.shutdown(wait=True)
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
+    if future.done():  # cancelled
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 class Shares(Protocol):

@@ -1,11 +1,13 @@
 """One start, stage by stage; each stage leaves its undo on a stack, so that a failed start takes all back.
 
-    user namespace ─ cgroup (group, leaf), image (files, overlay, volumes) ┐
-                     network (netns, veth, rules)                          ┴─ output pipes ─ launcher: clone … exec
+    user namespace ─ cgroup (group, leaf) ─ image (files, overlay, volumes) ─ network (netns, veth, rules)
+                   ─ output pipes ─ launcher: clone … exec
 
-The two rows in the middle run side by side in worker threads (a third thread would cost more in handing over than it
-could win); what they give is file descriptors only. The packet to the launcher duplicates them (SCM_RIGHTS), so this
-process closes its own when the start is over. A failure after the packet has gone is undone by killing the cgroup.
+From cgroup to network it is one worker thread that does all: side by side the stages would wait for each other at every
+system call (they are short, and the interpreter's lock is handed over by waking a thread), and it is other starts that
+use the other processors. What they give is file descriptors only. The packet to the launcher duplicates them
+(SCM_RIGHTS), so this process closes its own when the start is over. A failure after the packet has gone is undone by
+killing the cgroup.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -102,8 +104,7 @@ class Start:
     async def _stages(self) -> Run:
         userns = self._own(await self._host.userns.take(self._agent.record.slot))
         self._passed("userns.made", "userns")
-        workers = self._host.workers
-        (group, rootfs), netns = await _all(workers.call(self._files, userns), workers.call(self._network))
+        group, rootfs, netns = await self._host.workers.call(self._prepare, userns)
         log, output = self._open_output(rootfs.user)
         self._passed("logs.opened", "logs")
         handles = program.Handles(
@@ -163,13 +164,13 @@ class Start:
     async def _forget(self, unit: str) -> None:
         self._host.units.forget(unit)
 
-    def _files(self, userns: int) -> tuple[Group, Rootfs]:
-        """In a worker thread: the cgroup and the image, both of which are work on file systems."""
+    def _prepare(self, userns: int) -> tuple[Group, Rootfs, int]:
+        """In a worker thread: all that blocks. Gives the network namespace's fd beside the rest."""
         group = self._group()
         leaf = self._own(group.leaf("main"))
         rootfs = self._rootfs(userns, leaf)
         self._passed("rootfs.mounted", "rootfs")
-        return group, rootfs
+        return group, rootfs, self._network()
 
     def _group(self) -> Group:
         tenant = self._host.tenants.get(self._spec.tenant)
@@ -206,7 +207,7 @@ class Start:
         return Workdir(path, self._id_base)
 
     def _network(self) -> int:
-        """In a worker thread. Gives the namespace's fd."""
+        """Gives the namespace's fd."""
         host, record = self._host, self._agent.record
         rates = resources.network_rates(self._spec)
         attached = host.network.create(record.slot, record.id, self._spec.network, rates)
@@ -225,15 +226,6 @@ class Start:
         for fd, stream in self._pipes.take_readers().items():
             output.add(fd, stream)
         return log, output
-
-
-async def _all(*stages: Awaitable[Any]) -> Any:
-    """Wait for every stage, failed or not, so that each has pushed its undo before the first error is raised."""
-    results = await asyncio.gather(*stages, return_exceptions=True)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return results
 
 
 async def _abandon(output: Drain) -> None:

@@ -93,7 +93,7 @@ class Driver:
         begun = time.perf_counter()
         host.agents.add(agent)
         os.mkdir(host.options.agent_dir(agent.id), 0o700)
-        agent.run = await Start(host, agent).go()
+        agent.run = await Start(host, agent).go(lambda run: None)
         executed = time.perf_counter()
         host.userns.refill()
         ending = await agent.run.ended
