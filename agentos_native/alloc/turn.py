@@ -6,11 +6,14 @@ this one's starts, so they decide its last bits); the same inputs on the same en
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from agentos_native.alloc import trim
-from agentos_native.alloc.hierarchy import Problem, Solution, Warm, solve
+import numpy as np
+
+from agentos_native.alloc import demand, trim
+from agentos_native.alloc.hierarchy import HUNGRY, Problem, Solution, Warm, solve
 from agentos_native.alloc.trim import Experience, Trims
+from agentos_native.alloc.waterfill import Floats
 from agentos_native.alloc.weights import Weights, kernel_weights
 
 
@@ -25,6 +28,7 @@ class Inputs:
         experience: what agents had and were due lately; None: nothing is concluded from this turn.
         cpus: of the machine.
         elapsed: seconds since the last turn.
+        lately: the most that each agent wanted lately, see `demand.awake`; None: weights are told for present demand.
     """
 
     problem: Problem
@@ -33,6 +37,7 @@ class Inputs:
     experience: Experience | None = None
     cpus: float = 0.0
     elapsed: float = 0.0
+    lately: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -52,4 +57,10 @@ def turn(inputs: Inputs) -> Outcome:
     trims = inputs.trims
     if trims is not None and inputs.experience is not None:
         trims = trim.step(trims, inputs.problem, solution, inputs.experience, inputs.cpus, inputs.elapsed)
-    return Outcome(solution, kernel_weights(inputs.problem, solution, trims), warm, trims)
+    told, by = inputs.problem, solution
+    if inputs.lately is not None:
+        wanted = demand.awake(told.demand, told.floor, inputs.lately)
+        if np.any(wanted > told.demand + HUNGRY):
+            told = replace(told, demand=wanted)
+            by = solve(told, Warm(warm.tenants, warm.groups))
+    return Outcome(solution, kernel_weights(told, by, trims), warm, trims)

@@ -328,3 +328,14 @@ def test_another_policy_is_told_in_words() -> None:
     assert "heavier agents are served first" in words
     twice = next(remedy for remedy in light["remedies"] if remedy["words"] == "weight 200 instead of 100")
     assert twice["after"] > 0.2  # as heavy as the heaviest
+
+
+def test_who_has_all_of_its_cpu_is_told_that_it_has_one_thread() -> None:
+    """It waits, since the machine's own work takes a tenth of its CPU; no weight is proposed for that."""
+    state = present([("home", "normal", 100, 0.0, math.inf, 0.9), ("home", "normal", 100, 0.0, math.inf, 0.5)])
+    shown = view(state)
+    rows = [replace(row, stalled=0.1, measured=0.9 if row.demand > 0.5 else 0.45) for row in shown.rows]
+    said = explain("000000000000", replace(shown, rows=rows))["words"][-1]
+    assert "each of its threads has what one CPU gives" in said
+    said = explain("000000000001", replace(shown, rows=rows))["words"][-1]
+    assert "each of its threads" not in said

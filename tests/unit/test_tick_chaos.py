@@ -178,7 +178,7 @@ POISON = st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0, 1e300
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(poison=st.lists(st.tuples(st.integers(0, 5), POISON), min_size=1, max_size=8))
+@given(poison=st.lists(st.tuples(st.integers(0, 6), POISON), min_size=1, max_size=8))
 def test_no_nan_of_its_own_state_reaches_a_file(
     engine: str, tmp_path_factory: pytest.TempPathFactory, poison: list[tuple[int, float]]
 ) -> None:
@@ -190,7 +190,8 @@ def test_no_nan_of_its_own_state_reaches_a_file(
             world.add(number, weight=100 + number, request=100 * (number % 2))
         world.tick()
         for place, value in poison:
-            state = (ticker._demand, ticker._entitled, ticker._tasks, ticker._warm.tenants, ticker._warm.groups)
+            wants, warm = ticker._wants, ticker._warm
+            state = (ticker._demand, ticker._entitled, wants._tasks, wants.lately, warm.tenants, warm.groups)
             if place < len(state):
                 state[place][:] = value
             else:

@@ -39,13 +39,17 @@ def finite(value: float) -> float | None:
     return float(value) if value < LARGE else None
 
 
-def derive(solved: Solved, index: int, trims: Trims | None = None) -> Figures:
+def derive(solved: Solved, index: int, trims: Trims | None = None, told: Solved | None = None) -> Figures:
     """All figures for the agent at `index` of the problem.
 
     Args:
         trims: the corrections by which the kernel's weights are computed; None: there are none.
+        told: of the same agents, what the kernel's weights follow from; its levels are ``awake`` below ``kernel``.
+            None: `solved`.
     """
-    return {**levels(solved, index), "kernel": _kernel(solved, _group(solved, index), index, trims)}
+    awake = None if told is None else levels(told, index)
+    kernel = _kernel(told or solved, _group(solved, index), index, trims)
+    return {**levels(solved, index), "kernel": {**kernel, "awake": awake}}
 
 
 def _group(solved: Solved, index: int) -> int:

@@ -16,7 +16,11 @@ def _n(value: float | None) -> str:
 
 def equations(figures: Figures, agent_id: str, written: int | None, name: Namer) -> list[str]:
     """The levels from the machine down to the agent, then its weight; `written` is what the kernel's file holds."""
-    return [*level_equations(figures, name, "CPUs"), *_kernel(figures["kernel"], agent_id, written)]
+    return [
+        *level_equations(figures, name, "CPUs"),
+        *_awake(figures, name),
+        *_kernel(figures["kernel"], agent_id, written),
+    ]
 
 
 def level_equations(figures: Figures, name: Namer, unit: str = "") -> list[str]:
@@ -91,6 +95,14 @@ def _bounds(member: Figures, promised: bool) -> str:
     source = f"min({reserved}, ceiling)"
     source = f"what dominant fairness promises, at least {source}" if promised else source
     return f"ceiling {ceiling} = min(limit {limit}, {wanted}), floor {floor} = {source}"
+
+
+def _awake(figures: Figures, name: Namer) -> Iterable[str]:
+    """The levels that the kernel's weights follow from, where they are others."""
+    awake = figures["kernel"]["awake"]
+    if awake is not None:
+        yield "for the kernel: as if whoever was awake in the last seconds wanted its reservation again"
+        yield from (f"  {line}" for line in level_equations({**figures, **awake}, name, "CPUs"))
 
 
 def _kernel(kernel: Figures, agent_id: str, written: int | None) -> Iterable[str]:

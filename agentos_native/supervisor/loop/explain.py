@@ -5,16 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
 
 from agentos_native.alloc import Trims
+from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.policies import describe
+from agentos_native.alloc.waterfill import LARGE
 from agentos_native.spec.model import PRIORITIES
 from agentos_native.supervisor.loop.derivation import Figures, derive
 from agentos_native.supervisor.loop.equations import equations
 from agentos_native.supervisor.loop.names import Namer, names_of
 from agentos_native.supervisor.loop.remedies import Remedy, remedies
 from agentos_native.supervisor.loop.rows import AllocationRow, Bound
-from agentos_native.supervisor.loop.whatif import Present
+from agentos_native.supervisor.loop.whatif import Present, Solved
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,23 @@ class View:
     Attributes:
         rows: of every agent; `present`: the problem that they are the solution of.
         trims: the corrections of the kernel's weights; None where none are written.
+        awake: the problem that weights are told for (`alloc.demand.awake`); None: `present`.
     """
 
     rows: list[AllocationRow]
     present: Present
     trims: Trims | None
+    awake: Present | None = None
+
+    def told(self) -> Solved | None:
+        """The solution that weights are told by, where it is another one."""
+        if self.awake is None or not np.any(self.awake.demand > self.present.demand + HUNGRY):
+            return None
+        return self.awake.solved()
 
 
+LANE: Final = 0.02
+"""CPUs: whoever waits for more than this, though it is given all it is taken to want, has too few threads."""
 _REASONS: dict[Bound, str] = {
     "demand": "it has all it can use",
     "limit": "it has all that its limit allows",
@@ -50,7 +65,7 @@ def explain(agent_id: str, view: View, name: Namer = str) -> Figures:
     solved = view.present.solved()
     index = next(number for number, agent in enumerate(solved.agents) if agent.agent_id == agent_id)
     row = next(row for row in view.rows if row.agent_id == agent_id)
-    figures = derive(solved, index, view.trims)
+    figures = derive(solved, index, view.trims, view.told())
     tried = remedies(view.present, solved, index)
     members = figures["agents"]["members"]
 
@@ -162,7 +177,16 @@ def _tier_words(row: AllocationRow, figures: Figures, who: dict[str, list[str]],
                 yield f"  {words}: {names_of(ids, name)}"
 
 
+def _unmet(row: AllocationRow) -> float:
+    """CPUs that its threads wait for, beyond what it is taken to want (`alloc.demand.in_parallel`)."""
+    stalled = min(row.stalled or 0.0, 0.9)
+    return min(row.measured / (1.0 - stalled), row.limit or LARGE) - row.demand
+
+
 def _advice(row: AllocationRow, tried: list[Remedy], name: Namer) -> Iterable[str]:
+    if row.bound == "demand" and _unmet(row) > LANE:
+        yield "No change gives it more: each of its threads has what one CPU gives beside the machine's own work."
+        return
     if row.bound == "demand":
         yield "No change gives it more: it waits for something other than the processor, or has nothing to do."
         return

@@ -21,7 +21,7 @@ from agentos_native import alloc
 from agentos_native.alloc import Warm, demand, hysteresis
 from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
-from agentos_native.cgroup import GroupRef, Tree, sensors
+from agentos_native.cgroup import GroupRef, Tree
 from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
@@ -34,6 +34,7 @@ from agentos_native.supervisor.loop.names import Namer
 from agentos_native.supervisor.loop.rows import AllocationRow, build
 from agentos_native.supervisor.loop.slots import Agent, Plan, Slots, Tenant
 from agentos_native.supervisor.loop.trims import TrimState
+from agentos_native.supervisor.loop.wants import Wants
 from agentos_native.supervisor.loop.whatif import Change, Present, copied
 
 COMPILE_FROM: Final = 600
@@ -132,8 +133,7 @@ class Ticker:
         self._weights = WeightFiles(self._slots.capacity)
         self._groups = GroupFiles(tree)
         self._demand: Floats = np.zeros(self._slots.capacity)
-        self._tasks: Floats = np.zeros(self._slots.capacity)  # the last known number of threads; 0: unknown
-        self._unheld: Floats = np.zeros(self._slots.capacity)  # the last estimate of demand, not cut by the limit
+        self._wants = Wants(tree, cpus, self._slots.capacity)
         self._entitled: Floats = np.zeros(self._slots.capacity)
         self._trims = TrimState(self._slots.capacity)
         self._reported: set[str] = set()
@@ -205,7 +205,7 @@ class Ticker:
             if self.enforced:
                 self._weights.open(slot, path)
             self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
-            self._tasks[slot], self._unheld[slot] = 0, self._cpus
+            self._wants.add(slot)
             self._trims.add(slot)
 
     def _grow(self) -> None:
@@ -214,7 +214,8 @@ class Ticker:
             self._meter.grow(self._slots.capacity)
             self._weights.grow(self._slots.capacity)
             self._trims.grow(more)
-            for name in ("_demand", "_unheld", "_tasks", "_entitled"):
+            self._wants.grow(more)
+            for name in ("_demand", "_entitled"):
                 setattr(self, name, np.append(getattr(self, name), np.zeros(more)))
 
     def change(
@@ -303,13 +304,15 @@ class Ticker:
     def _inputs(self, now: float) -> alloc.Inputs:
         """All that this turn goes by."""
         elapsed = now - self._last.time if self._last is not None else 0.0
+        slots = self._slots.plan().slots
         return alloc.Inputs(
-            problem=self._slots.problem(self._capacity, self._demand[self._slots.plan().slots]),
+            problem=self._slots.problem(self._capacity, self._demand[slots]),
             warm=self._warm,
             trims=self._trims.current(self._slots) if self.enforced else None,
             experience=self._trims.experience(self._slots) if self.enforced else None,
             cpus=self._cpus,
             elapsed=elapsed,
+            lately=self._wants.lately[slots],
         )
 
     def _report_gone(self) -> tuple[str, ...]:
@@ -329,29 +332,17 @@ class Ticker:
         slots = self._slots.plan().slots
         # an estimate that went wrong once must not be carried on for ever: NaN and ∞ are forgotten
         before, entitled = _finite(self._demand[slots]), _finite(self._entitled[slots])
-        wanted = self._wanted(measured)
+        capacity = self._capacity if np.isfinite(self._capacity) else measured.capacity
+        had = self._trims.used(slots, measured.used)
+        wanted = self._wants.estimate(self._slots, measured, entitled, capacity, had)
         smoothed = demand.smooth(before, wanted, measured.window)
         due = np.where(entitled < before - HUNGRY, entitled, np.minimum(entitled, wanted))
         self._demand[slots] = np.where(measured.new, np.minimum(self._slots.limit[slots], self._cpus), smoothed)
+        self._wants.remember(slots, self._demand[slots], measured.window)
         part = 1.0 - float(np.exp(-measured.window / SMOOTHING))
         steady = abs(measured.capacity - self._capacity) <= STEADY * self._cpus
         self._trims.measured(self._slots.plan(), measured, due, steady)
-        capacity = self._capacity if np.isfinite(self._capacity) else measured.capacity
         self._capacity = capacity + part * (measured.capacity - capacity)
-
-    def _wanted(self, measured: Measured) -> Floats:
-        """The demand of each agent of the plan, in CPUs: never more than its limit or its threads can use."""
-        slots = self._slots.plan().slots
-        unknown = np.isnan(measured.stalled)
-        wanted = demand.estimate(measured.used, measured.stalled)
-        wanted = np.where(unknown, demand.without_pressure(measured.used, self._entitled[slots]), wanted)
-        self._unheld[slots] = np.minimum(wanted, self._cpus)
-        wanted = np.minimum(wanted, np.minimum(self._slots.limit[slots], self._cpus))
-        # threads are counted only for those that would otherwise get more than their last known number allows
-        for index in np.flatnonzero(wanted > np.maximum(self._tasks[slots], 1.0)).tolist():
-            slot = int(slots[index])
-            self._tasks[slot] = sensors.read_tasks(self._tree.get(self._slots.at(slot).ref).path) or np.inf
-        return np.minimum(wanted, np.maximum(np.where(self._tasks[slots] > 0, self._tasks[slots], np.inf), 1.0))
 
     def _write(self, outcome: alloc.Outcome) -> tuple[int, int]:
         """Write the weights that differ enough from what the files hold."""
@@ -410,7 +401,8 @@ class Ticker:
                 measured = replace(measured, capacity=self._capacity)
                 wanted = self._demand[plan.slots]
             else:
-                wanted = self._wanted(measured)
+                entitled, capacity = self._entitled[plan.slots], measured.capacity
+                wanted = self._wants.estimate(self._slots, measured, entitled, capacity, measured.used)
             problem = self._slots.problem(measured.capacity, wanted)
             kernel = self._weights.written if self.enforced else np.full(self._slots.capacity, UNKNOWN)
             return build(self._slots, problem, alloc.solve(problem), measured, self._meter.sensors.usage, kernel)
@@ -421,7 +413,7 @@ class Ticker:
             slots = copied(self._slots)
             # what a limit holds back is wanted all the same: a change of the limit would show it
             held = self._demand >= slots.limit - HUNGRY
-            wanted = np.where(held, np.maximum(self._demand, self._unheld), self._demand)
+            wanted = np.where(held, np.maximum(self._demand, self._wants.unheld), self._demand)
             return Present(slots, wanted, self._capacity, self._cpus)
 
     def entitled(self, change: Change | None = None) -> dict[str, float]:
@@ -433,7 +425,9 @@ class Ticker:
         with self._lock:
             self._agent(agent_id)
             trims = self._trims.current(self._slots) if self.enforced else None
-            view = View(self.rows(), self.present(), trims)
+            present = self.present()
+            awake = demand.awake(present.demand, present.slots.request, self._wants.lately)
+            view = View(self.rows(), present, trims, replace(present, demand=awake))
         return explain(agent_id, view, name)
 
 

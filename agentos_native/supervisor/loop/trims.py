@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from agentos_native.alloc import TIERS, Experience, Trims
-from agentos_native.alloc.waterfill import Floats
+from agentos_native.alloc.waterfill import Floats, Indices
 from agentos_native.supervisor.loop.meter import Measured
 from agentos_native.supervisor.loop.slots import Plan, Slots
 
@@ -41,6 +41,10 @@ class TrimState:
         """A new agent has the slot."""
         self._agent[slot] = 1.0
         self._unknown[slot] = True
+
+    def used(self, slots: Indices, latest: Floats) -> Floats:
+        """What the agents in `slots` used lately, averaged; `latest` for those that have no average yet."""
+        return np.where(self._unknown[slots], latest, self._used[slots])
 
     def measured(self, plan: Plan, measured: Measured, due: Floats, steady: bool) -> None:
         """Take in what the agents of `plan` used in a tick and what they were due: entitled to, and wanting.
