@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -48,20 +49,21 @@ def last(ticks: Iterable[Tick], count: int | None) -> Iterator[Tick]:
 
 def use(engine: str) -> None:
     """Compute by this engine. Raises ``no-engine``."""
-    if engine == alloc.engine():
-        return
-    if engine == "numpy":
-        alloc.use_numpy()
-    elif engine != "numba" or not (alloc.load_compiled() and engines.load_compiled_drf()):
-        hint = "install numba: the ticks of a large node were computed by it" if engine == "numba" else ""
+    if not engines.use(engine):
+        hint = (
+            "" if engine not in get_args(engines.Engine) else "install numba: a large node's ticks were computed by it"
+        )
         raise AgentosError("no-engine", f"the recorded engine {engine} is not here", hint=hint)
 
 
 def replay(ticks: Iterable[Tick]) -> Replayed:
     """Compute every tick anew and compare."""
     done = Replayed(engines=set())
+    engine = None
     for number, tick in enumerate(ticks, 1):
-        use(tick.engine)
+        if tick.engine != engine:
+            engine = tick.engine
+            use(engine)
         assert done.engines is not None
         done.engines.add(tick.engine)
         outcome = alloc.turn(tick.inputs)
