@@ -106,10 +106,16 @@ class Solution:
     slack: float
 
 
-def _finite(values: Floats, unknown: float, least: float = 0.0) -> Floats:
-    """Doubles from `least` to `LARGE`; NaN becomes `unknown`."""
-    values = np.asarray(values, dtype=np.float64)
-    return np.clip(np.where(np.isnan(values), unknown, values), least, LARGE)
+def _finite(values: Floats, least: float = 0.0) -> Floats:
+    """Doubles from `least` to `LARGE`; NaN becomes `least`, since fmax takes the other one."""
+    found: Floats = np.minimum(np.fmax(np.asarray(values, dtype=np.float64), least), LARGE)
+    return found
+
+
+def _limit(values: Floats) -> Floats:
+    """Doubles from 0 to `LARGE`; NaN becomes `LARGE`."""
+    found: Floats = np.maximum(np.fmin(np.asarray(values, dtype=np.float64), LARGE), 0.0)
+    return found
 
 
 def clean(problem: Problem) -> Problem:
@@ -119,14 +125,14 @@ def clean(problem: Problem) -> Problem:
     """
     return replace(
         problem,
-        capacity=float(_finite(np.array(problem.capacity), 0.0)),
-        tenant_weight=_finite(problem.tenant_weight, 0.0, SMALLEST_WEIGHT),
-        tenant_floor=_finite(problem.tenant_floor, 0.0),
-        tenant_ceiling=_finite(problem.tenant_ceiling, LARGE),
-        weight=_finite(problem.weight, 0.0, SMALLEST_WEIGHT),
-        floor=_finite(problem.floor, 0.0),
-        ceiling=_finite(problem.ceiling, 0.0),
-        demand=_finite(problem.demand, LARGE),
+        capacity=float(_finite(np.array(problem.capacity))),
+        tenant_weight=_finite(problem.tenant_weight, SMALLEST_WEIGHT),
+        tenant_floor=_finite(problem.tenant_floor),
+        tenant_ceiling=_limit(problem.tenant_ceiling),
+        weight=_finite(problem.weight, SMALLEST_WEIGHT),
+        floor=_finite(problem.floor),
+        ceiling=_finite(problem.ceiling),
+        demand=_limit(problem.demand),
     )
 
 

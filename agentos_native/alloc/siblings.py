@@ -12,13 +12,13 @@ hundred starved siblings that is less than 2 % of the machine; with more, weight
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 import numpy as np
 
 from agentos_native.alloc.members import HUNGRY
-from agentos_native.alloc.waterfill import Floats, Indices, Truths, segment_sum
+from agentos_native.alloc.waterfill import Floats, Indices, Truths, clipped, segment_sum
 
 LOWEST, HIGHEST = 1, 10_000
 """cpu.weight's range; anything else is ERANGE."""
@@ -41,9 +41,9 @@ def segment_max(values: Floats, segment: Indices, count: int) -> Floats:
 
 def quantise(rates: Floats, lifted: Truths, unit: Floats) -> Indices:
     """Whole weights; lifted ones are rounded up, so that a reservation is never missed by rounding."""
-    exact = np.nan_to_num(rates / unit, nan=0.0, posinf=float(HIGHEST))
+    exact = rates / unit
     whole = np.where(lifted, np.ceil(exact - 1e-6), np.rint(exact))
-    return np.clip(whole, LOWEST, HIGHEST).astype(np.int64)
+    return np.minimum(np.fmax(whole, LOWEST), HIGHEST).astype(np.int64)  # fmax: not a number is the lowest
 
 
 def fitting(unit: Floats, highest: Floats) -> Floats:
@@ -66,7 +66,7 @@ def wake(budget: Floats, idle_share: Floats, idle_floor: Floats) -> Floats:
     """
     others = np.maximum(budget - idle_share, TINY)
     left = budget - idle_floor
-    return np.where(left > 0.01 * others, np.clip(others / np.maximum(left, TINY), 1.0, 100.0), 100.0)
+    return np.where(left > 0.01 * others, clipped(others / np.maximum(left, TINY), 1.0, 100.0), 100.0)
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,16 @@ class Siblings:
     @property
     def parents(self) -> int:
         return len(self.budget)
+
+    def beside(self, other: Siblings) -> Siblings:
+        """Both, below parents of their own."""
+
+        def both(name: str) -> Any:
+            return np.concatenate([getattr(self, name), getattr(other, name)])
+
+        parent = np.concatenate([self.parent, other.parent + self.parents])
+        names = [field.name for field in fields(self) if field.name != "parent"]
+        return Siblings(parent, **{name: both(name) for name in names})
 
     def over(self, values: Floats) -> Floats:
         """Sums of the parents, shape (P,)."""
@@ -189,15 +199,15 @@ def _rates(group: Siblings, margin: _Margin) -> _Rates:
     held = np.where(group.strict[parent], 0.0, group.reserved)
     held_by = segment_max(np.where(at, held / np.maximum(rate, TINY), 0.0), parent, group.parents)
     starved = group.over(np.where((group.share <= HUNGRY) & hungry | void, 1.0, 0.0))
-    deepest = np.clip(starved / (LEAK * HIGHEST), MARGIN, 1.0)  # a sunk margin leaks more to those below
-    sink = np.where(free & ~group.steep, np.clip(held_by, deepest, 1.0), 1.0)
+    deepest = clipped(starved / (LEAK * HIGHEST), MARGIN, 1.0)  # a sunk margin leaks more to those below
+    sink = np.where(free & ~group.steep, clipped(held_by, deepest, 1.0), 1.0)
     rate = np.where(at, rate * sink[parent], rate)
 
     # sleepers set the scale by what they use now; at worst they are cut to 10000 and short for one tick when they wake
     scale = np.where(asleep & ~above, group.share, rate)
     highest = segment_max(scale, parent, group.parents)
     marginal = segment_max(np.where(at, scale, 0.0), parent, group.parents)
-    most = np.clip(LEAK * HIGHEST * group.budget / np.maximum(starved * marginal, TINY), 1.0, 1.0 / MARGIN)
+    most = clipped(LEAK * HIGHEST * group.budget / np.maximum(starved * marginal, TINY), 1.0, 1.0 / MARGIN)
     highest = np.where(group.steep & free, np.maximum(highest, marginal * most), highest)
     return _Rates(rate, exact, less, margin.level * sink, highest)
 

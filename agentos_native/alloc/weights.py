@@ -34,7 +34,7 @@ from agentos_native.alloc.siblings import (
     wake,
 )
 from agentos_native.alloc.trim import Trims, valid
-from agentos_native.alloc.waterfill import Floats, Indices, segment_sum, segments_of
+from agentos_native.alloc.waterfill import Floats, Indices, clipped, segment_sum, segments_of
 
 __all__ = ["BASE", "HIGHEST", "LOWEST", "TINY", "Weights", "agent_weights", "kernel_weights"]
 
@@ -62,12 +62,12 @@ class Weights:
 
 def _room(problem: Problem, solution: Solution) -> Floats:
     """What each tenant could have beyond its share: of what nobody wants, as much as its limit allows. Shape (T,)."""
-    return np.clip(problem.tenant_ceiling - solution.tenant_share, 0.0, solution.slack)
+    return clipped(problem.tenant_ceiling - solution.tenant_share, 0.0, solution.slack)
 
 
 def _own(weight: Floats) -> Indices:
     """The weight that was asked for, in the kernel's range."""
-    return np.clip(np.rint(weight), LOWEST, HIGHEST).astype(np.int64)
+    return clipped(np.rint(weight), LOWEST, HIGHEST).astype(np.int64)
 
 
 def agent_weights(problem: Problem, solution: Solution, trim: Floats) -> Indices:
@@ -148,13 +148,13 @@ def _falling(weight: Floats) -> Indices:
     return np.unique(-weight, return_inverse=True)[1].astype(np.int64)
 
 
-def _tenant_weights(problem: Problem, solution: Solution, trim: Floats) -> Indices:
-    """Of the tenants' groups, shape (T,); 0 for a tenant without agents, which has no group."""
+def _tenants(problem: Problem, solution: Solution, trim: Floats) -> tuple[Indices, Siblings]:
+    """The tenants that have agents, and so a group, as siblings."""
     agents = np.diff(problem.starts).reshape(-1, TIERS).sum(axis=1)
     present = np.flatnonzero(agents > 0)
     tier, weight = problem.tenant_tier[present], problem.tenant_weight[present]
     ranked = problem.policy == UTILITY
-    siblings = Siblings(
+    return present, Siblings(
         parent=np.zeros(len(present), dtype=np.int64),
         rank=tier * len(present) + _falling(weight) if ranked else tier,
         weight=weight,
@@ -169,18 +169,14 @@ def _tenant_weights(problem: Problem, solution: Solution, trim: Floats) -> Indic
         strict=np.array([problem.policy == PRIORITY]),
         steep=np.array([ranked]),
     )
-    result = np.zeros(len(agents), dtype=np.int64)
-    result[present] = sibling_weights(siblings)
-    return result
 
 
-def _group_weights(problem: Problem, solution: Solution, trim: Floats) -> Indices:
-    """Of the tiers' groups below each tenant, shape (T, TIERS); 0 where no agent is."""
-    shape = solution.group_share.shape
+def _groups(problem: Problem, solution: Solution, trim: Floats) -> tuple[Indices, Siblings]:
+    """The groups that have agents, as siblings below their tenants."""
     present = np.flatnonzero(np.diff(problem.starts) > 0)
     share = solution.group_share.ravel()[present]
     # one group a tier: its level is its share, at unit weight BASE
-    siblings = Siblings(
+    return present, Siblings(
         parent=present // TIERS,
         rank=present % TIERS,
         weight=np.full(len(present), float(BASE)),
@@ -193,11 +189,23 @@ def _group_weights(problem: Problem, solution: Solution, trim: Floats) -> Indice
         budget=solution.tenant_share,
         room=_room(problem, solution),
         strict=problem.tenant_policies == PRIORITY,
-        steep=np.zeros(shape[0], dtype=bool),
+        steep=np.zeros(len(problem.tenant_weight), dtype=bool),
     )
-    result = np.zeros(shape[0] * TIERS, dtype=np.int64)
-    result[present] = sibling_weights(siblings)
-    return result.reshape(shape)
+
+
+def _upper_weights(problem: Problem, solution: Solution, trims: Trims) -> tuple[Indices, Indices]:
+    """Of the tenants' groups, shape (T,), and of the tiers' below them, shape (T, TIERS); 0 where no agent is.
+
+    One call for both: at a few tenants its fixed cost is all there is.
+    """
+    tenants, above = _tenants(problem, solution, valid(trims.tenant))
+    groups, below = _groups(problem, solution, valid(trims.group))
+    weights = sibling_weights(above.beside(below))
+    of_tenants = np.zeros(len(problem.tenant_weight), dtype=np.int64)
+    of_groups = np.zeros(solution.group_share.shape, dtype=np.int64)
+    of_tenants[tenants] = weights[: len(tenants)]
+    of_groups.ravel()[groups] = weights[len(tenants) :]
+    return of_tenants, of_groups
 
 
 def kernel_weights(problem: Problem, solution: Solution, trims: Trims | None = None) -> Weights:
@@ -215,10 +223,11 @@ def kernel_weights(problem: Problem, solution: Solution, trims: Trims | None = N
     idlers = (problem.tenant_tier == idle) & (np.diff(problem.starts).reshape(-1, TIERS).sum(axis=1) > 0)
     alone = int(idlers.sum()) == 1 and problem.policy != DRF
     tenant_idle = (idlers & (solution.tenant_reserved <= 0) & alone).astype(np.int64)
+    tenant, group = _upper_weights(problem, solution, trims)
     return Weights(
         agent=agent_weights(problem, solution, valid(trims.agent)),
-        group=_group_weights(problem, solution, valid(trims.group)),
+        group=group,
         group_idle=group_idle,
-        tenant=_tenant_weights(problem, solution, valid(trims.tenant)),
+        tenant=tenant,
         tenant_idle=tenant_idle,
     )
