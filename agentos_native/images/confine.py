@@ -12,7 +12,7 @@ import mmap
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from agentos_native.images.model import Limits
@@ -66,11 +66,8 @@ def die_with_parent() -> None:
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def make_userns(base: int, meanwhile: Callable[[], object] = lambda: None) -> int:
-    """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive.
-
-    `meanwhile` is called while another process makes it.
-    """
+def make_userns(base: int) -> int:
+    """A user namespace that maps 0 … 65535 to the host's `base` …; an fd, the only thing that keeps it alive."""
     ready_r, ready_w = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -85,7 +82,6 @@ def make_userns(base: int, meanwhile: Callable[[], object] = lambda: None) -> in
             os._exit(1)
     try:
         os.close(ready_w)
-        meanwhile()
         if os.read(ready_r, 1) != b".":
             raise OSError("the kernel refuses a user namespace (user.max_user_namespaces?)")
         for kind in ("uid_map", "gid_map"):

@@ -316,9 +316,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
         setup = msgspec.json.decode(control.recv(_SETUP_MAX), type=Setup)
-        functions: dict[str, Callable[..., Any]] = {}
-        userns = confine.make_userns(confine.UNPACKER_BASE, lambda: functions.update(_functions()))
-        means = children.Means(functions, userns, setup.program)
+        means = children.Means(_functions(), confine.make_userns(confine.UNPACKER_BASE), setup.program)
         confine.leave_host()
         gc.freeze()  # what is never looked at again is never copied by a fork
         gc.enable()  # the session has it disabled at the start
