@@ -11,7 +11,7 @@ import click
 from agentos_native.cli.context import client_of, output_option
 from agentos_native.cli.effects import print_effects
 from agentos_native.cli.output import print_json, table
-from agentos_native.cli.queued import no_wait
+from agentos_native.cli.queued import no_wait, place_words
 from agentos_native.errors import AgentosError
 
 if TYPE_CHECKING:
@@ -69,7 +69,9 @@ def _report(results: list[api.ApplyResult], output: str, dry_run: bool) -> None:
     suffix = " (dry run)" if dry_run else ""
     for result in results:
         name = f"{result.tenant}/{result.name}" if result.kind == "Agent" else result.name
-        print(f"{result.kind.lower()}/{name} {result.action}{suffix}")
+        place = result.queue
+        where = f" at place {place_words(place, result.tenant)}" if place else ""
+        print(f"{result.kind.lower()}/{name} {result.action}{suffix}{where}")
 
 
 @click.command()
@@ -80,7 +82,7 @@ def _report(results: list[api.ApplyResult], output: str, dry_run: bool) -> None:
 def apply(files: tuple[str, ...], dry_run: bool, wait: bool, output: str) -> None:
     """Make it as the documents say: create, update or leave each agent and tenant.
 
-    With --dry-run: what would be done, and who would gain and lose what by it.
+    With --dry-run: what would be done, what would have to wait and why, and who would gain and lose what by it.
 
     Sources of volumes that begin with ./ are relative to their file.
     """

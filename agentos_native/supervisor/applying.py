@@ -11,7 +11,7 @@ been tried.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -21,7 +21,8 @@ from agentos_native.supervisor import admission, resources
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.changing import LIVE_FIELDS, Changer, changed_fields
 from agentos_native.supervisor.lifecycle import Lifecycle
-from agentos_native.wire.api import Action, ApplyResponse, ApplyResult
+from agentos_native.supervisor.rehearsing import Named, Plan
+from agentos_native.wire.api import Action, ApplyResponse, ApplyResult, QueuePlace
 
 
 def replicas(spec: AgentSpec) -> list[AgentSpec]:
@@ -48,7 +49,8 @@ class Applier:
             wait: an agent that does not fit now is queued; otherwise nothing is applied.
         """
         async with self._lock:
-            waiting = self._check(documents, wait)
+            self._check(documents, wait)
+            rehearsed = self._rehearsed(documents) if dry_run else None
             results = []
             for document in documents:
                 if isinstance(document, TenantSpec):
@@ -56,7 +58,7 @@ class Applier:
                         results.append(await self._apply_tenant(document, dry_run))
             singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
             outcomes = await asyncio.gather(
-                *(self._apply_agent(spec, waiting if dry_run else None, wait) for spec in singles),
+                *(self._apply_agent(spec, rehearsed, wait) for spec in singles),
                 return_exceptions=True,
             )
             outcomes += await self._remove_surplus(documents, dry_run)
@@ -76,11 +78,30 @@ class Applier:
         gone = [result.id for result in results if result.action == "deleted"]
         return ApplyResponse(results=results, effects=await self.changer.effects_of(singles, waiting, gone))
 
-    def _check(self, documents: Sequence[Document], wait: bool) -> set[tuple[str, str]]:
+    def _rehearsed(self, documents: Sequence[Document]) -> dict[Named, QueuePlace]:
+        """Which of the documents' agents would be queued by applying them, and where."""
+        queue, agents = self._lifecycle.queue, self._host.agents
+        starts: list[AgentSpec] = []
+        changed: dict[str, AgentSpec] = {}
+        gone = {agent.id for agent in self._surplus(documents)}
+        for single in [one for spec in documents if isinstance(spec, AgentSpec) for one in replicas(spec)]:
+            agent = agents.named(single.tenant, single.name)
+            if agent is None:
+                starts.append(single)
+                continue
+            changes = changed_fields(agent.record.spec, self.changer.typed(agent, single))
+            if changes - LIVE_FIELDS and not queue.keeps_room(agent, single):
+                gone.add(agent.id)
+                starts.append(single)
+            else:
+                changed[agent.id] = single
+        tenants = {spec.name: spec for spec in documents if isinstance(spec, TenantSpec)}
+        return queue.would_wait(Plan(starts, changed, gone, tenants))
+
+    def _check(self, documents: Sequence[Document], wait: bool) -> None:
         """Raise for the first document that this node, as it will be with the others applied, could not take or queue.
 
-        Returns:
-            those (tenant, name) that would have to wait. Never one that runs: it is not ended for a place in the queue.
+        Never may one that runs have to wait: it is not ended for a place in the queue.
         """
         host = self._host
         singles = [single for spec in documents if isinstance(spec, AgentSpec) for single in replicas(spec)]
@@ -106,7 +127,6 @@ class Applier:
                 waiting.add((single.tenant, single.name))
             else:
                 beside.append(single)
-        return waiting
 
     def _has_room(self, spec: AgentSpec) -> bool:
         agent = self._host.agents.named(spec.tenant, spec.name)
@@ -163,26 +183,27 @@ class Applier:
         return ApplyResult(kind="Tenant", name=spec.name, tenant=spec.name, action=action)
 
     async def _apply_agent(
-        self, spec: AgentSpec, rehearsed: Collection[tuple[str, str]] | None, wait: bool
+        self, spec: AgentSpec, rehearsed: Mapping[Named, QueuePlace] | None, wait: bool
     ) -> ApplyResult:
-        """`rehearsed`: nothing is done; these (tenant, name) would have to wait."""
+        """`rehearsed`: nothing is done; these would have to wait."""
         agent = self._host.agents.named(spec.tenant, spec.name)
-        queued = rehearsed is not None and (spec.tenant, spec.name) in rehearsed
+        place = rehearsed.get((spec.tenant, spec.name)) if rehearsed is not None else None
         if agent is None:
             if rehearsed is not None:
-                return _result(spec, "queued" if queued else "created")
-            return _result(spec, "created", await self._lifecycle.run(spec, wait=wait))
+                return self._result(spec, "queued" if place else "created", place=place)
+            return self._result(spec, "created", await self._lifecycle.run(spec, wait=wait))
         spec = self.changer.typed(agent, spec)
         changes = changed_fields(agent.record.spec, spec)
         if not changes and (agent.live or not agent.record.wanted):
-            return _result(spec, "unchanged", agent)
+            return self._result(spec, "unchanged", agent)
         anew = bool(changes - LIVE_FIELDS)
         if rehearsed is not None:
-            return _result(spec, "queued" if anew and queued else "updated" if changes else "unchanged", agent)
+            action: Action = "queued" if anew and place else "updated" if changes else "unchanged"
+            return self._result(spec, action, agent, place if anew else None)
         if anew:
             with self._lifecycle.queue.keeping(agent):
                 await self._lifecycle.remove(agent, force=True)
-                return _result(spec, "updated", await self._lifecycle.run(spec, wait=wait))
+                return self._result(spec, "updated", await self._lifecycle.run(spec, wait=wait))
         return await self._change_in_place(agent, spec, wait)
 
     async def _change_in_place(self, agent: Agent, spec: AgentSpec, wait: bool) -> ApplyResult:
@@ -191,7 +212,7 @@ class Applier:
                 changes = changed_fields(agent.record.spec, spec)
                 await self.changer.commit(agent, spec)
                 self._lifecycle.wake_queue()
-                return _result(spec, "updated" if changes else "unchanged", agent)
+                return self._result(spec, "updated" if changes else "unchanged", agent)
         # Removed while its lock was waited for: its record must not come back.
         return await self._apply_agent(spec, None, wait)
 
@@ -211,15 +232,15 @@ class Applier:
         surplus = self._surplus(documents)
         for agent in surplus if not dry_run else ():
             await self._lifecycle.remove(agent, force=True)
-        return [_result(agent.record.spec, "deleted", agent) for agent in surplus]
+        return [self._result(agent.record.spec, "deleted", agent) for agent in surplus]
 
     async def _delete_agent(self, spec: AgentSpec, dry_run: bool) -> ApplyResult:
         agent = self._host.agents.named(spec.tenant, spec.name)
         if agent is None:
-            return _result(spec, "absent")
+            return self._result(spec, "absent")
         if not dry_run:
             await self._lifecycle.remove(agent, force=True)
-        return _result(spec, "deleted", agent)
+        return self._result(spec, "deleted", agent)
 
     def _check_unused(self, name: str, going: Collection[tuple[str, str]] = ()) -> None:
         """Raise ``tenant-in-use`` while the tenant has agents that are not `going` (tenant, name)."""
@@ -253,9 +274,11 @@ class Applier:
         host.events.add("tenant-deleted", tenant=name)
         return ApplyResult(kind="Tenant", name=name, tenant=name, action="deleted")
 
-
-def _result(spec: AgentSpec, action: Action, agent: Agent | None = None) -> ApplyResult:
-    """`action` was to make the agent, or make it anew, when it is in the queue now: that is what there is to say."""
-    if action in {"created", "updated"} and agent is not None and agent.record.state == "queued":
-        action = "queued"
-    return ApplyResult(kind="Agent", name=spec.name, tenant=spec.tenant, action=action, id=agent.id if agent else "")
+    def _result(
+        self, spec: AgentSpec, action: Action, agent: Agent | None = None, place: QueuePlace | None = None
+    ) -> ApplyResult:
+        """`action` was to make the agent, or make it anew: when it is in the queue now, that is what is to be said."""
+        if action in {"created", "updated"} and agent is not None and agent.record.state == "queued":
+            action, place = "queued", self._host.queue_place(agent)
+        name, tenant, id_ = spec.name, spec.tenant, agent.id if agent else ""
+        return ApplyResult(kind="Agent", name=name, tenant=tenant, action=action, id=id_, queue=place)

@@ -30,6 +30,7 @@ from agentos_native.supervisor import admission, imagetypes, resources
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.lifecycle import Lifecycle, write_spec
 from agentos_native.supervisor.loop.whatif import Change, Moved
+from agentos_native.supervisor.rehearsing import Plan
 from agentos_native.supervisor.views import tenant_names
 from agentos_native.wire import api
 
@@ -273,7 +274,7 @@ class Changer:
 
     def _starts(self, change: Change) -> list[str]:
         """Who waits for a start and would be let in."""
-        specs = self._lifecycle.queue.would_start(change.specs, change.tenants)
+        specs = self._lifecycle.queue.would_start(Plan((), change.specs, (), change.tenants))
         return [f"{spec.tenant}/{spec.name}" for spec in specs]
 
     def _effect(self, row: Moved, change: Change) -> api.Effect | None:

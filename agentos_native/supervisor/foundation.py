@@ -143,7 +143,9 @@ def lock_state(options: Options) -> int:
     except BaseException:
         os.close(fd)
         raise
-    Holder(pid=os.getpid(), socket=os.path.abspath(options.settings.socket), embedded=options.embedded).write(fd)
+    holder = Holder(pid=os.getpid(), socket=os.path.abspath(options.settings.socket), embedded=options.embedded)
+    with contextlib.suppress(OSError):  # a full disk is no reason not to serve
+        holder.write(fd)
     return fd
 
 

@@ -30,7 +30,7 @@ import contextlib
 import operator
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -39,18 +39,16 @@ from agentos_native.alloc.queueing import Entry, FairQueue
 from agentos_native.alloc.room import Room
 from agentos_native.errors import EXIT_TIMEOUT, AgentosError
 from agentos_native.spec.model import PRIORITIES, AgentSpec, TenantSpec
-from agentos_native.supervisor import admission, queuewords
+from agentos_native.supervisor import admission, queuewords, rehearsing
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.deadlines import Deadlines
 from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.places import Places
+from agentos_native.supervisor.rehearsing import Named, Plan
 from agentos_native.wire import api
 
 _KEY: Final = "queue"
 """Where the registry has the fair queue's tags."""
-
-
-_MANY: Final = 8
-"""Places that are asked for one after the other before all of them are worked out at once."""
 
 
 class _Tags(msgspec.Struct, omit_defaults=True):
@@ -87,23 +85,30 @@ class Queue:
         self._waking = False
         self._outdated = False
         self._seen: Room | None = None
-        self._asked_for = 0
-        self._places: dict[str, tuple[int, int]] | None = None
+        self._places = Places(self._fair)
         self._deadlines = Deadlines(self._give_up)
         self.closed = False
 
     # -- what is promised ----------------------------------------------------------------------------------------
 
-    def promised(self, without: Agent | None = None, specs: Mapping[str, AgentSpec] | None = None) -> list[AgentSpec]:
+    def promised(
+        self,
+        without: Agent | None = None,
+        specs: Mapping[str, AgentSpec] | None = None,
+        gone: Collection[str] = (),
+    ) -> list[AgentSpec]:
         """What is reserved: for agents that run, are let in, wait for their next restart, or are being replaced.
 
         Args:
             specs: by agent id, instead of their own.
+            gone: ids of agents that are left out.
         """
         found = [
             (specs or {}).get(agent.id, agent.record.spec)
             for agent in self._host.agents
-            if agent is not without and (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
+            if (agent.live or agent.record.state == "backoff" or agent.id in self._granted)
+            and agent is not without
+            and agent.id not in gone
         ]
         if self._kept:
             kept = {(spec.tenant, spec.name): spec for spec in self._kept}
@@ -234,26 +239,41 @@ class Queue:
         figures = queuewords.figures(self._fair.obstacle(agent.id))
         self._event(record.spec, agent.id, "queued", place=place.place, **figures)
 
-    def would_start(self, specs: Mapping[str, AgentSpec], tenants: Mapping[str, TenantSpec]) -> list[AgentSpec]:
-        """Who of those that wait would be let in, in this order, if agents (by id) and tenants had these specs."""
-        host, found = self._host, []
-        fair = self._fair.copy()
-        for key, spec in specs.items():
-            entry, agent = fair.get(key), host.agents.by_id(key)
-            if agent is not None and entry is not None:
-                fair.put(self._entry(agent, entry.ticket, spec))
-        promised = self.promised(specs=specs)
-        taken = sum(slot >= 0 for slot in host.agents.slots())
-        room = admission.room(promised, {**host.tenants, **tenants}, host.capacity, slots=taken)
+    def would_start(self, plan: Plan) -> list[AgentSpec]:
+        """Who of those that wait would be let in, in this order, by what `plan` changes."""
+        (fair, room, _), found = self._copies(plan), []
         while chosen := fair.choose(room):
             room.take(chosen.tenant, chosen.asked)
-            agent = host.agents.by_id(chosen.key)
+            agent = self._host.agents.by_id(chosen.key)
             if agent is not None:
                 found.append(agent.record.spec)
         return found
 
-    # -- letting in ----------------------------------------------------------------------------------------------
+    def would_wait(self, plan: Plan) -> dict[Named, api.QueuePlace]:
+        """Which of the plan's starts would have to wait, where and for what."""
+        fair, room, slots = self._copies(plan)
+        return rehearsing.places(fair, room, plan.starts, self._next_ticket, slots)
 
+    def keeps_room(self, agent: Agent, spec: AgentSpec) -> bool:
+        """Whether an agent could be made anew as `spec` in the room that it has."""
+        has = agent.live or agent.record.state == "backoff"
+        return has and all(map(operator.le, admission.asked(spec), admission.asked(agent.record.spec)))
+
+    def _copies(self, plan: Plan) -> tuple[FairQueue, Room, int]:
+        """The queue and the room as they would be without the plan's starts, and the number of free slots."""
+        host, fair = self._host, self._fair.copy()
+        for key in plan.gone:
+            fair.remove(key)
+        for key, spec in plan.changed.items():
+            entry, agent = fair.get(key), host.agents.by_id(key)
+            if agent is not None and entry is not None:
+                fair.put(self._entry(agent, entry.ticket, spec))
+        promised = self.promised(specs=plan.changed, gone=plan.gone)
+        taken = sum(slot >= 0 for slot in host.agents.slots())
+        room = admission.room(promised, {**host.tenants, **plan.tenants}, host.capacity, slots=taken)
+        return fair, room, admission.SLOTS - taken
+
+    # -- letting in ----------------------------------------------------------------------------------------------
     def wake(self, *, changed: bool = False) -> None:
         """Something may have become free: see soon who can be let in.
 
@@ -380,7 +400,7 @@ class Queue:
         self._changed()
 
     def _changed(self) -> None:
-        self._places, self._asked_for = None, 0
+        self._places.forget()
         fair, known = self._fair, self._written
         if (fair.virtual, fair.finish, fair.passed) != (known.virtual, known.finish, known.passed):
             tags = _Tags(fair.virtual, dict(fair.finish), dict(fair.passed))
@@ -395,7 +415,8 @@ class Queue:
         entry = self._fair.get(agent.id)
         if entry is None or agent.record.state != "queued":
             return None
-        place, tenant_place = self._place(entry)
+        self._seen = room = self._seen or self._room()
+        place, tenant_place = self._places.of(entry, room)
         obstacle = self._fair.obstacle(entry.key)
         return api.QueuePlace(
             place=place,
@@ -404,19 +425,6 @@ class Queue:
             resource=obstacle.resource if obstacle else "",
             waiting_for=self._words(entry),
         )
-
-    def _place(self, entry: Entry) -> tuple[int, int]:
-        self._seen = room = self._seen or self._room()
-        self._asked_for += 1
-        if self._places is None and self._asked_for <= _MANY:
-            return self._fair.place(entry.key, room)
-        if self._places is None:
-            self._places = {}
-            seen: dict[str, int] = {}
-            for number, one in enumerate(self._fair.order(room), 1):
-                seen[one.tenant] = seen.get(one.tenant, 0) + 1
-                self._places[one.key] = number, seen[one.tenant]
-        return self._places[entry.key]
 
     def _words(self, entry: Entry) -> str:
         """What it waits for: ``cpu 500m: 200m of the node's 2000m free``."""

@@ -200,11 +200,14 @@ class ApplyRequest(_Body, kw_only=True):
 
 
 class ApplyResult(_Body, kw_only=True):
+    """`queue`: where and why it waits, or would (dry run), when `action` is queued."""
+
     kind: str
     name: str
     tenant: str = ""
     action: Action
     id: str = ""
+    queue: QueuePlace | None = None
 
 
 class ApplyResponse(_Body, kw_only=True):

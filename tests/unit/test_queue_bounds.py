@@ -181,3 +181,51 @@ def test_it_is_written_in_documents(written: str, seconds: float) -> None:
     assert agent_from_builtins(to_builtins(made)) == made
     with pytest.raises(AgentosError, match="time-out of nothing"):
         agent_from_builtins({**fields, "waitTimeout": "0s"})
+
+
+def test_a_dry_run_of_documents_says_what_would_wait_where_and_why(tmp_path: Path) -> None:
+    async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        await lifecycle.run(spec("first", 1500, tenant="old"))
+        await lifecycle.run(spec("ahead", 1000, tenant="a", memory=1 << 20))
+        documents = [
+            spec("now", memory=1 << 20),
+            spec("small", 100),
+            spec("big", 1000),
+            spec("ahead", 1200, tenant="a"),
+        ]
+        applier = Applier(lifecycle)
+        planned = await applier.apply(documents, dry_run=True)
+        places = {result.name: result.queue for result in planned if result.queue}
+        assert [result.action for result in planned] == ["created", "created", "queued", "queued"]
+        assert list(places) == ["big", "ahead"]
+        assert (places["big"].tenant_place, places["big"].resource) == (1, "cpu")
+        assert places["big"].waiting_for == "cpu 1000m: 400m of the node's 2000m free"
+        assert sorted(states(lifecycle)) == ["ahead", "first"]
+        done = await applier.apply(documents, dry_run=False)
+        assert [result.action for result in done] == ["created", "created", "queued", "queued"]
+        told = {result.name: result.queue for result in done if result.queue}
+        assert told["big"].waiting_for == places["big"].waiting_for
+        assert told["big"].place == places["big"].place
+
+    play(tmp_path, story)
+
+
+def test_a_dry_run_counts_what_is_made_anew_and_what_goes(tmp_path: Path) -> None:
+    async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        applier = Applier(lifecycle)
+        three = spec("w", 600, replicas=3)
+        await applier.apply([three], dry_run=False)
+        assert set(states(lifecycle).values()) == {"running"}
+
+        async def planned(*documents: Any) -> list[tuple[str, str]]:
+            results = await applier.apply(documents, dry_run=True)
+            return [(result.name, result.action) for result in results]
+
+        fewer = msgspec.structs.replace(three, replicas=2)
+        assert await planned(fewer, spec("other", 800)) == [
+            ("w-0", "unchanged"), ("w-1", "unchanged"), ("other", "created"), ("w-2", "deleted")
+        ]  # fmt: skip
+        other = msgspec.structs.replace(three, env={"A": "1"})  # each in the room that it has
+        assert [action for _, action in await planned(other, spec("more", 600))] == ["updated"] * 3 + ["queued"]
+
+    play(tmp_path, story)
