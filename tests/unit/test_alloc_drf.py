@@ -165,7 +165,7 @@ def test_it_is_what_a_sequence_of_linear_programmes_gives(seed: int) -> None:
         assert fill(one, engine).scales == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(cases(fitting=False), st.floats(0, 4), st.booleans())
 def test_both_engines_give_the_same_in_both_precisions(one: Case, factor: float, warm: bool) -> None:
     expected = fill(one, "numpy")
@@ -181,7 +181,7 @@ def test_both_engines_give_the_same_in_both_precisions(one: Case, factor: float,
         assert half.scales == pytest.approx(fill(rounded(one), "numpy").scales, rel=1e-5, abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_feasible_efficient_and_reservations_met(one: Case) -> None:
     got = fill(one)
@@ -194,7 +194,7 @@ def test_feasible_efficient_and_reservations_met(one: Case) -> None:
         assert np.any(full & (one.usage[i] > 0)), "nobody can get more without another's getting less"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_levels_explain_scales(one: Case) -> None:
     got = fill(one)
@@ -205,7 +205,7 @@ def test_levels_explain_scales(one: Case) -> None:
             assert got.scales[i] == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases())
 def test_nobody_has_a_justified_complaint(one: Case) -> None:
     """In a tier, s_i/w_i < s_k/w_k only if i is at its ceiling, k at its floor, or what stops i is nothing to k."""
@@ -220,7 +220,7 @@ def test_nobody_has_a_justified_complaint(one: Case) -> None:
                     assert excused or np.any(full & (one.usage[i] > 0) & (one.usage[k] <= 0))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(plain=True))
 def test_nobody_envies_another(one: Case) -> None:
     """Equal weights, no floors: no other's bundle is better for me than mine."""
@@ -235,7 +235,7 @@ def test_nobody_envies_another(one: Case) -> None:
             assert got[i] >= worth(i, got[k] * one.usage[k]) - NEAR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(plain=True))
 def test_sharing_is_worth_it(one: Case) -> None:
     """Usage in parts of the whole, equal weights, no floors: nobody has less than with an nth of everything."""
@@ -243,7 +243,7 @@ def test_sharing_is_worth_it(one: Case) -> None:
     assert np.all(fill(whole).scales >= np.minimum(1 / len(one.weights), one.ceilings) - NEAR)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.floats(1.01, 20), st.data())
 def test_more_weight_never_gives_less(one: Case, factor: float, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(one.weights) - 1))
@@ -252,7 +252,7 @@ def test_more_weight_never_gives_less(one: Case, factor: float, data: st.DataObj
     assert fill(replace(one, weights=weights)).scales[index] >= fill(one).scales[index] - NEAR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.floats(0.01, 100))
 def test_neither_the_scale_of_weights_nor_units_count(one: Case, factor: float) -> None:
     plain = fill(one).scales
@@ -265,7 +265,7 @@ def test_neither_the_scale_of_weights_nor_units_count(one: Case, factor: float) 
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(), st.floats(0, 4), st.data())
 def test_a_false_demand_gains_nothing(one: Case, claimed: float, data: st.DataObject) -> None:
     liar = data.draw(st.integers(0, len(one.weights) - 1))
@@ -275,7 +275,7 @@ def test_a_false_demand_gains_nothing(one: Case, claimed: float, data: st.DataOb
     assert min(lied, one.ceilings[liar]) <= fill(one).scales[liar] + NEAR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(plain=True), st.data())
 def test_a_false_usage_gains_nothing(one: Case, data: st.DataObject) -> None:
     """Whatever usage an agent claims, it can run no more of its true mix with what it then gets."""
@@ -292,7 +292,7 @@ def test_a_false_usage_gains_nothing(one: Case, data: st.DataObject) -> None:
     assert worth <= fill(replace(one, ceilings=unlimited)).scales[liar] + NEAR
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(plain=True, most=6), st.data())
 def test_who_leaves_makes_the_poorest_no_poorer(one: Case, data: st.DataObject) -> None:
     """Population monotonicity in full holds where all use everything; else the first to stop still stop no earlier."""
@@ -304,7 +304,7 @@ def test_who_leaves_makes_the_poorest_no_poorer(one: Case, data: st.DataObject) 
     assert np.all(fill(rest).scales >= fill(dense).scales[stay] - NEAR)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(cases(fitting=False))
 def test_one_resource_is_the_water_fill(one: Case) -> None:
     alone = replace(one, usage=np.ones((len(one.weights), 1)), starts=np.array([0, len(one.weights)]),

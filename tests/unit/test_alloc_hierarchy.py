@@ -86,7 +86,7 @@ def test_what_is_not_known_is_not_held_against_anybody() -> None:
 # -- the kernel's side --------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(problems())
 def test_the_kernel_arrives_at_the_shares_by_the_weights(one: Problem) -> None:
     """Within 1 % of the machine for everybody (weights are whole numbers, and 1 is the least)."""
@@ -95,7 +95,7 @@ def test_the_kernel_arrives_at_the_shares_by_the_weights(one: Problem) -> None:
     assert np.abs(np.array(got) - solution.share).max() <= 0.01 * one.capacity
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(problems())
 def test_levels_of_the_tree_add_up(one: Problem) -> None:
     solution = solve(one)
@@ -111,7 +111,7 @@ def test_levels_of_the_tree_add_up(one: Problem) -> None:
         assert np.all(solution.share >= floors - 1e-8)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problems())
 def test_both_engines_and_a_warm_start_agree(one: Problem) -> None:
     use_numpy()

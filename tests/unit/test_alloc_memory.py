@@ -299,7 +299,7 @@ programs = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=15, phases=WITHOUT_SHRINKING)
+@settings(max_examples=15, phases=WITHOUT_SHRINKING)
 @given(st.lists(programs, min_size=1, max_size=5), st.floats(600, 3000))
 def test_a_steady_load_comes_to_rest_within_capacity(load: list[Program], size: float) -> None:
     world = World([replace(program) for program in load], size * MIB)
@@ -319,7 +319,7 @@ def test_a_steady_load_comes_to_rest_within_capacity(load: list[Program], size: 
             assert squeezed  # nobody stalls on our account without our saying so
 
 
-@settings(deadline=None, max_examples=15, phases=WITHOUT_SHRINKING)
+@settings(max_examples=15, phases=WITHOUT_SHRINKING)
 @given(st.lists(programs, min_size=1, max_size=5), st.floats(600, 3000))
 def test_limits_only_go_down_on_the_way_to_a_steady_load(load: list[Program], size: float) -> None:
     world = World([replace(program) for program in load], size * MIB)

@@ -174,7 +174,7 @@ def singles(draw: st.DrawFn, policy: int, tiers: int = 3) -> Problem:
     return problem(floors + draw(st.floats(0.1, 3.0)), some, policy=policy)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(singles(UTILITY, tiers=1))
 def test_utility_is_the_linear_programme(one: Problem) -> None:
     solution = solve(one)
@@ -193,7 +193,7 @@ def test_utility_is_the_linear_programme(one: Problem) -> None:
             assert np.all(mine <= np.maximum(mine[held].min(), floors[same]) + 1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(singles(UTILITY))
 def test_utility_over_tiers_is_a_programme_in_which_tiers_outweigh(one: Problem) -> None:
     solution = solve(one)
@@ -217,7 +217,7 @@ def simple_fill(weights: Floats, floors: Floats, wanted: Floats, amount: float) 
     return np.clip(weights * low, floors, wanted)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(singles(PRIORITY))
 def test_priority_is_one_tier_after_the_other(one: Problem) -> None:
     solution = solve(one)
@@ -259,7 +259,7 @@ def progressive(weights: Floats, usage: Floats, floors: Floats, ceilings: Floats
     return scales
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(singles(DRF))
 def test_drf_promises_what_a_sequence_of_linear_programmes_gives(one: Problem) -> None:
     solution = solve(one)
@@ -283,7 +283,7 @@ def test_drf_promises_what_a_sequence_of_linear_programmes_gives(one: Problem) -
     assert solution.share == pytest.approx(filled.share, abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 5), st.integers(0, 2**32))
 def test_many_parents_at_once_are_as_each_alone(parents: int, seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -309,7 +309,7 @@ def test_many_parents_at_once_are_as_each_alone(parents: int, seed: int) -> None
 
 
 @mixtures
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_the_kernel_arrives_at_the_shares_by_the_weights(kinds: tuple[int, ...], data: st.DataObject) -> None:
     """Within 1 % of the machine for everybody; a reservation that the policy keeps is not short by more than 3 %."""
@@ -323,7 +323,7 @@ def test_the_kernel_arrives_at_the_shares_by_the_weights(kinds: tuple[int, ...],
 
 
 @mixtures
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_feasible_efficient_and_true_to_reservations(kinds: tuple[int, ...], data: st.DataObject) -> None:
     one = data.draw(problems(kinds))
@@ -344,7 +344,7 @@ def test_feasible_efficient_and_true_to_reservations(kinds: tuple[int, ...], dat
 
 
 @mixtures
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_higher_tiers_go_first(kinds: tuple[int, ...], data: st.DataObject) -> None:
     """Whoever wants more leaves those of lower tiers nothing but what the policy promises them."""
@@ -360,7 +360,7 @@ def test_higher_tiers_go_first(kinds: tuple[int, ...], data: st.DataObject) -> N
 
 
 @mixtures
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_both_engines_agree_and_each_gives_the_same_bits_again(kinds: tuple[int, ...], data: st.DataObject) -> None:
     one = data.draw(problems(kinds))
@@ -382,7 +382,7 @@ def test_both_engines_agree_and_each_gives_the_same_bits_again(kinds: tuple[int,
     assert warmed.share == pytest.approx(plain.share, abs=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(problems(ALL))
 def test_each_tenant_divides_as_if_it_were_alone_with_its_share(one: Problem) -> None:
     """Tenants of one node may have different policies."""
@@ -482,7 +482,7 @@ wild = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.data(), st.integers(0, 6), st.integers(1, 3), st.sampled_from(ALL))
 def test_whatever_comes_in_only_weights_go_out(data: st.DataObject, n: int, tenants: int, policy: int) -> None:
     def hostile(*shape: int) -> Floats:

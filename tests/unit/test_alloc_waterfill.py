@@ -53,7 +53,6 @@ def cases(draw: st.DrawFn, fitting: bool = False, most: int = 12) -> Case:
     return case(weights, floors, ceilings, budget)
 
 
-@settings(deadline=None)
 @given(cases())
 def test_feasible_and_efficient(one: Case) -> None:
     shares, _ = fill(one)
@@ -62,14 +61,12 @@ def test_feasible_and_efficient(one: Case) -> None:
     assert shares.sum() == pytest.approx(min(one.budget, one.ceilings.sum()), rel=1e-9, abs=1e-9)
 
 
-@settings(deadline=None)
 @given(cases(fitting=True))
 def test_reservations_are_met(one: Case) -> None:
     shares, _ = fill(one)
     assert np.all(shares >= one.floors - EPS)
 
 
-@settings(deadline=None)
 @given(cases(fitting=True))
 def test_nobody_has_a_justified_complaint(one: Case) -> None:
     """x_i/w_i < x_j/w_j only where i is at its ceiling or j at its floor."""
@@ -83,7 +80,6 @@ def test_nobody_has_a_justified_complaint(one: Case) -> None:
                 assert at_ceiling or at_floor
 
 
-@settings(deadline=None)
 @given(cases(fitting=True), st.floats(1.01, 20), st.data())
 def test_more_weight_never_gives_less(one: Case, factor: float, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, len(one.weights) - 1))
@@ -93,21 +89,18 @@ def test_more_weight_never_gives_less(one: Case, factor: float, data: st.DataObj
     assert heavier[index] >= fill(one)[0][index] - 1e-7
 
 
-@settings(deadline=None)
 @given(cases(), st.floats(0.01, 100))
 def test_only_ratios_of_weights_count(one: Case, factor: float) -> None:
     scaled, _ = fill(Case(one.weights * factor, one.floors, one.ceilings, one.budget))
     assert scaled == pytest.approx(fill(one)[0], abs=1e-7)
 
 
-@settings(deadline=None)
 @given(cases(), st.floats(0.01, 100))
 def test_units_do_not_count(one: Case, factor: float) -> None:
     scaled, _ = fill(Case(one.weights, one.floors * factor, one.ceilings * factor, one.budget * factor))
     assert scaled / factor == pytest.approx(fill(one)[0], abs=1e-7)
 
 
-@settings(deadline=None)
 @given(cases(fitting=True), st.data())
 def test_who_leaves_makes_nobody_poorer(one: Case, data: st.DataObject) -> None:
     gone = data.draw(st.integers(0, len(one.weights) - 1))
@@ -116,7 +109,6 @@ def test_who_leaves_makes_nobody_poorer(one: Case, data: st.DataObject) -> None:
     assert np.all(rest >= fill(one)[0][stay] - 1e-7)
 
 
-@settings(deadline=None)
 @given(cases(fitting=True), st.floats(0, 8), st.data())
 def test_a_false_demand_gains_nothing(one: Case, claimed: float, data: st.DataObject) -> None:
     """What an agent can use of the share that a lie brings is never more than the truth brings."""
@@ -168,7 +160,7 @@ def test_it_is_the_minimiser_of_the_quadratic_programme(seed: int) -> None:
     assert fill(one)[0] == pytest.approx(quadratic_oracle(one), abs=2e-5)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(cases(), min_size=1, max_size=5), st.floats(0, 10))
 def test_both_engines_give_the_same(several: list[Case], guess: float) -> None:
     """Many segments at once, warm-started from anywhere, in one call."""

@@ -228,7 +228,7 @@ class TestSensors:
         assert (one.usage[1], one.throttled[1]) == (99, 0)
         one.close_all()
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(
         st.one_of(st.binary(max_size=200), st.integers(0, 10**15).map(lambda n: STAT.replace(b"7", str(n).encode()))),
         st.one_of(st.binary(max_size=200), st.integers(0, 10**15).map(lambda n: PRESSURE.replace(b"1234", b"%d" % n))),

@@ -198,7 +198,7 @@ tenant_rows = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.lists(agent_rows, min_size=1, max_size=9), st.lists(tenant_rows, max_size=2), st.sampled_from([0.1, 2.0, 4.0])
 )
@@ -212,7 +212,7 @@ def test_every_figure_follows_from_the_others(rows: Any, tenants: list[Tenant], 
         assert all(line and not re.search(r"\b(nan|inf)\b", line) for line in text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(agent_rows, min_size=1, max_size=8), st.sampled_from(range(4)), st.sampled_from([0.3, 2.0]), st.data())
 def test_other_policies_explain_themselves_too(rows: Any, policy: int, capacity: float, data: st.DataObject) -> None:
     solved = present(rows, capacity=capacity).solved()
@@ -226,7 +226,7 @@ def test_other_policies_explain_themselves_too(rows: Any, policy: int, capacity:
         assert equations(figures, agent.agent_id, 1, str)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(agent_rows, min_size=2, max_size=8), st.data())
 def test_trims_are_in_the_figures(rows: Any, data: st.DataObject) -> None:
     state = present(rows)

@@ -254,7 +254,7 @@ _SAMPLE = tar(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None, max_examples=300)
+@settings(suppress_health_check=[HealthCheck.too_slow], max_examples=300)
 @given(
     st.lists(st.tuples(st.integers(0, len(_SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=8), st.booleans()
 )
@@ -277,7 +277,7 @@ def test_damage_gives_entries_or_our_own_error(changes: list[tuple[int, int]], r
 _NUMBERS = st.integers(0, 0o777_7777)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.builds(
         member,

@@ -154,7 +154,7 @@ def test_the_confined_task_is_the_same() -> None:
     assert msgspec.msgpack.decode(answer, type=tuple[Instruction, ...]) == parse(text)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.one_of(
         st.binary(max_size=200),
@@ -208,7 +208,7 @@ def test_anything_is_instructions_or_an_error_with_a_place(text: bytes) -> None:
 _WORD = st.text("abcxyz019./_-", min_size=1, max_size=8).filter(lambda word: not word.startswith("-"))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(
         st.tuples(

@@ -497,7 +497,7 @@ def test_many_stages_that_need_one_another() -> None:
         plan("FROM a\n" * 129)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     st.lists(
         st.tuples(

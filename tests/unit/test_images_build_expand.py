@@ -151,7 +151,7 @@ _PIECES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(_PIECES, max_size=4).map("".join), min_size=1, max_size=20))
 def test_a_shell_says_the_same(words: list[str]) -> None:
     """What dash makes of the same words between double quotes (single quotes are no quotes there, so they go)."""
@@ -161,7 +161,7 @@ def test_a_shell_says_the_same(words: list[str]) -> None:
     assert [Expander(ENV).word(f'"{word}"').encode() for word in words] == ran.stdout.split(b"\0")[:-1]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.text("ab${}:-+?#%/'\"\\ *", max_size=30))
 def test_anything_is_a_word_or_an_error(text: str) -> None:
     for act in (Expander(ENV).word, Expander(ENV).words, Expander(ENV).text):

@@ -155,14 +155,14 @@ _CLEAN = _PATTERN.filter(
 _PATH = st.lists(st.text("abc", min_size=1, max_size=3), min_size=1, max_size=4).map("/".join)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.tuples(st.sampled_from(["", "!"]), _CLEAN).map("".join), max_size=5), st.lists(_PATH, max_size=6))
 def test_the_oracle_agrees(patterns: list[str], paths: list[str]) -> None:
     ignore = Ignore(patterns)
     assert [ignore.takes(path) for path in paths] == [oracle(patterns, path) for path in paths]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_CLEAN, _PATH)
 def test_the_automaton_agrees(pattern: str, path: str) -> None:
     assert _automaton(tokens(pattern), path) == oracle_matches(pattern, path)

@@ -121,7 +121,7 @@ def test_a_follower_misses_nothing_across_rotations(tmp_path: Path) -> None:
     assert [int(text.split()[0]) for text in texts(run(work()))] == list(range(300))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.binary(max_size=300)), max_size=20))
 def test_whatever_is_written_comes_back(chunks: list[tuple[Stream, bytes]]) -> None:
     import tempfile

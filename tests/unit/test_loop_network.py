@@ -360,7 +360,7 @@ AGENTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(AGENTS)
 def test_rates_fit_the_uplink_keep_reservations_and_settle(agents: list[tuple[float, int, int, int | None]]) -> None:
     bench = Bench()

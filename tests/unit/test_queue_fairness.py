@@ -117,7 +117,7 @@ def backlogged(history: list[tuple[Entry, Counter[str]]], one: str, other: str) 
 
 
 @given(floods())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_service_is_shared_by_weight_within_the_bound_of_the_theory(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]],
 ) -> None:
@@ -143,7 +143,7 @@ def test_service_is_shared_by_weight_within_the_bound_of_the_theory(
 
 
 @given(floods(), sizes, st.lists(st.integers(0, 10**6), min_size=200, max_size=200))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_who_comes_late_and_runs_nothing_waits_for_one_start_of_each_other_tenant(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]], size: int, ends: list[int]
 ) -> None:
@@ -178,7 +178,7 @@ def test_who_comes_late_and_runs_nothing_waits_for_one_start_of_each_other_tenan
 
 
 @given(floods(), st.lists(st.integers(0, 10**6), max_size=100))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_what_goes_past_one_that_waits_costs_less_than_itself_and_one_start_more(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]], ends: list[int]
 ) -> None:
@@ -202,7 +202,7 @@ def test_what_goes_past_one_that_waits_costs_less_than_itself_and_one_start_more
     st.lists(st.integers(1, 100), max_size=60),
     st.lists(st.integers(0, 10**6), min_size=150, max_size=150),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_small_start_waits_for_one_holder_however_many_tenants_wait_ahead_of_it(
     tenants: int, size: int, flood: list[int], ends: list[int]
 ) -> None:
@@ -231,7 +231,7 @@ def test_a_small_start_waits_for_one_holder_however_many_tenants_wait_ahead_of_i
 
 
 @given(floods(), st.lists(st.integers(0, 10**6), max_size=60), st.integers(0, 1000), st.integers(0, 5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_node_is_never_promised_twice_and_nobody_waits_beside_an_empty_node(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]], ends: list[int], floor: int, agents: int
 ) -> None:
@@ -407,7 +407,7 @@ def test_other_figures_keep_the_place() -> None:
 
 
 @given(floods())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_places_are_the_order_of_service_when_everything_fits(
     flood: tuple[dict[str, Account], list[tuple[str, Amounts]]],
 ) -> None:

@@ -115,7 +115,7 @@ class Twins:
 
 
 @given(st.dictionaries(st.sampled_from(TENANTS), accounts, max_size=3), moves)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_the_same_starts_in_the_same_order_for_the_same_reasons(terms: dict[str, Account], steps: list[tuple]) -> None:  # type: ignore[type-arg]
     twins = Twins(terms)
     for step in steps:
@@ -124,7 +124,7 @@ def test_the_same_starts_in_the_same_order_for_the_same_reasons(terms: dict[str,
 
 
 @given(st.dictionaries(st.sampled_from(TENANTS), accounts, max_size=3), moves)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_many_moves_between_two_looks(terms: dict[str, Account], steps: list[tuple]) -> None:  # type: ignore[type-arg]
     twins = Twins(terms)
     for start in range(0, len(steps), 7):
@@ -142,7 +142,7 @@ keys = st.tuples(st.sampled_from([0.0, 0.5, 1.5]), st.integers(0, 50), st.sample
 
 
 @given(st.lists(st.tuples(keys, st.booleans(), st.tuples(st.integers(0, 9), st.integers(0, 9))), max_size=60), keys)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_tree_finds_what_a_walk_finds(
     steps: list[tuple[tuple[float, int, str], bool, tuple[int, int]]], after: tuple[float, int, str]
 ) -> None:

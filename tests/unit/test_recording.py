@@ -160,7 +160,7 @@ def test_everything_comes_back_bit_for_bit(tmp_path: Path) -> None:
 _DOUBLES = st.integers(0, 2**64 - 1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(_DOUBLES, min_size=3, max_size=3), min_size=1, max_size=6), st.integers(0, 3))
 def test_any_doubles_at_all_come_back(rows: list[list[int]], repeats: int) -> None:
     """Every bit pattern: NaN with a payload, infinities, subnormal numbers, negative zero."""
@@ -267,7 +267,7 @@ def test_a_frame_that_was_being_written_is_skipped(tmp_path: Path, cut: int) -> 
     assert run_replay(tmp_path) == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_wherever_a_segment_ends_its_beginning_is_whole(data: st.DataObject) -> None:
     whole = b"".join(frames.pack(frames.BATCH, body) for body in (b"first", b"", b"x" * 100))
@@ -279,7 +279,7 @@ def test_wherever_a_segment_ends_its_beginning_is_whole(data: st.DataObject) -> 
     assert sum(frames.HEADER + len(body) for body in bodies) == end or isinstance(found[-1], frames.Damage)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_flipped_bit_is_found_and_the_other_frames_are_read(data: st.DataObject) -> None:
     bodies = [b"first" * 3, b"second" * 5, b"third" * 2]

@@ -136,7 +136,7 @@ def test_names_cannot_become_markup() -> None:
     assert "\x1b" not in text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.text())
 def test_escaped_text_is_text_and_nothing_else(text: str) -> None:
     checker = Checker()

@@ -154,7 +154,7 @@ _GROUPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(_GROUPS, st.integers(0, 2**32 - 1), st.floats(0.1, 8))
 def test_the_fluid_is_that_of_the_kernel_model(
     agents: list[tuple[int, int, int, float]], seed: int, capacity: float
@@ -495,7 +495,7 @@ def test_the_example_needs_the_machine_that_it_says() -> None:
     assert tally.had.sum() <= 8.0 * tally.times[-1]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_whatever_happens_nothing_is_given_twice(data: st.DataObject) -> None:
     """Random lives: never more than the machine, a demand or a limit; reservations of those that want them are kept."""

@@ -83,7 +83,7 @@ def test_the_hint_finds_a_missing_colon() -> None:
     assert caught.value.where == "x.yaml:3"
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.text(st.characters(), max_size=400))
 @example("a: !<x> 1")
 @example("\x85")
@@ -146,7 +146,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(WORDS, VALUES, max_size=6),
     st.sampled_from(["agentos/v1 Agent", "agentos/v1 Tenant", "apps/v1 Deployment", "v1 Pod"]),

@@ -149,7 +149,7 @@ SECONDS = st.sampled_from([-3600.0, -1.0, 0.0, 1e-9, 0.1, 1.0, 1.0, 1.0, 61.0, 1
 STEP = st.tuples(SECONDS, st.lists(GARBAGE, max_size=8))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(agents=st.lists(AGENT, min_size=1, max_size=8), steps=st.lists(STEP, min_size=1, max_size=6))
 def test_garbage_clock_steps_and_extremes_write_only_weights(
     engine: str,
@@ -177,7 +177,7 @@ def test_garbage_clock_steps_and_extremes_write_only_weights(
 POISON = st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0, 1e300, 0.0])
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(poison=st.lists(st.tuples(st.integers(0, 6), POISON), min_size=1, max_size=8))
 def test_no_nan_of_its_own_state_reaches_a_file(
     engine: str, tmp_path_factory: pytest.TempPathFactory, poison: list[tuple[int, float]]

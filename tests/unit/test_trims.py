@@ -140,7 +140,7 @@ def test_trims_rest_where_shares_are_right() -> None:
     assert machine.writes <= 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     heavy=st.integers(300, 5000),
     hogs=st.lists(st.tuples(st.integers(0, 2), st.integers(1, 2)), min_size=1, max_size=3),

@@ -54,7 +54,7 @@ tenants = st.builds(
 ids = st.sampled_from([f"{number:012x}" for number in range(6)])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.dictionaries(ids, specs, min_size=1),
     st.dictionaries(ids, st.floats(0.01, CPUS)),
@@ -106,7 +106,7 @@ def test_another_priority_is_another_group() -> None:
     assert present(two, {}, []).entitled(Change({"0" * 12: lifted})) == pytest.approx({"0" * 12: CPUS, "1" * 12: 0.0})
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.dictionaries(ids, specs, min_size=1), st.dictionaries(ids, st.floats(0.01, CPUS)))
 def test_every_remedy_can_be_taken_at_its_word(now: dict[str, AgentSpec], demand: dict[str, float]) -> None:
     demand = {agent_id: wanted for agent_id, wanted in demand.items() if agent_id in now}
