@@ -263,7 +263,7 @@ def fetch(
     root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         tls = tls_context(given.ca, given.verify_tls)
-        Fetcher(errand, Directory(root), link, Transport(limits, tls)).run()
+        Fetcher(errand, Directory(root), link, Transport(limits, tls, given.proxies)).run()
     finally:
         os.close(root)
     assert isinstance(link.said[-1], Complete)
@@ -271,7 +271,7 @@ def fetch(
 
 
 class Certificates(NamedTuple):
-    """An authority, and the certificate of ``localhost`` and 127.0.0.1."""
+    """An authority, and the certificate of ``localhost``, ``registry.test`` and 127.0.0.1."""
 
     ca: Path
     certificate: Path
@@ -288,7 +288,7 @@ def make_certificates(directory: Path) -> Certificates:
     made = Certificates(directory / "ca.pem", directory / "tls.pem", directory / "tls.key")
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     authority = [*new, "-subj", "/CN=test authority", "-keyout", str(directory / "ca.key"), "-out", str(made.ca)]
-    server = [*new, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    server = [*new, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,DNS:registry.test,IP:127.0.0.1"]
     server += [
         "-addext",
         "basicConstraints=critical,CA:FALSE",

@@ -22,8 +22,9 @@ from agentos_native.cli.images.pulling import display
 from agentos_native.errors import AgentosError
 from agentos_native.images.registry.auth import may_know, parse_challenge
 from agentos_native.images.registry.model import Access, Place
+from agentos_native.images.registry.reach import is_public, may_lead
 from agentos_native.images.registry.reference import check_platform, parse_reference
-from agentos_native.images.registry.transport import Transient, explain, is_public, may_lead
+from agentos_native.images.registry.transport import Transient, explain
 from agentos_native.images.registry.url import Target, parse_url, redirected
 from agentos_native.wire.images import ImageEvent, PullRequest
 

@@ -34,7 +34,7 @@ def pull(ctx: click.Context, /, *, reference: str, quiet: bool, output: str, **g
     """Fetch the image REF, HOST[:PORT]/PATH[:TAG][@sha256:…], and unpack it; its digest is printed at the end.
 
     Layers that are here already are not fetched. A pull that was interrupted goes on where it ended when it is
-    started again.
+    started again. HTTPS_PROXY, HTTP_PROXY and NO_PROXY of the supervisor's environment count.
     """
     from agentos_native.cli.embedded import supervised
     from agentos_native.cli.images.pulling import display

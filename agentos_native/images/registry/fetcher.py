@@ -264,7 +264,7 @@ def main() -> None:
         confinement.limit_resources(errand.limits)
         confinement.become_nobody()
         confinement.filter_system_calls()
-        Fetcher(errand, Directory(directory_fd), link, Transport(errand.limits, tls)).run()
+        Fetcher(errand, Directory(directory_fd), link, Transport(errand.limits, tls, errand.access.proxies)).run()
     except BaseException as error:
         with contextlib.suppress(OSError):
             link.send(_broken(error))

@@ -6,6 +6,8 @@ from typing import Final
 
 import msgspec
 
+from agentos_native.images.registry.proxy import Proxies
+
 MESSAGE_MAX: Final = 1 << 20
 """Bytes of one message: a `Plan` of as many layers as there may be has less than a tenth of it."""
 
@@ -53,6 +55,7 @@ class Access(msgspec.Struct, frozen=True, kw_only=True):
     verify_tls: bool = True
     ca: str = ""
     token_host: str = ""
+    proxies: Proxies = Proxies()
 
     def __repr__(self) -> str:
         """Without the password: what is printed may be kept."""

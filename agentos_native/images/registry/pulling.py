@@ -17,6 +17,7 @@ from agentos_native.images.oci.importing import Importer, ImportOptions
 from agentos_native.images.oci.layout import Directory, Layout
 from agentos_native.images.registry.fetching import Cancelled, Fetching
 from agentos_native.images.registry.model import Access, Advance, Errand, Plan, PullLimits, Remark
+from agentos_native.images.registry.proxy import from_environment
 from agentos_native.images.registry.reference import check_platform, parse_reference
 from agentos_native.images.session import Session
 from agentos_native.wire.images import ImageEvent, PullRequest
@@ -35,7 +36,8 @@ class Pull:
     """One pull; `run` blocks, `cancel` may be called by any thread.
 
     Raises:
-        AgentosError: what is wrong with the request: ``invalid-reference``, ``invalid-platform``, ``invalid-ca`` …
+        AgentosError: what is wrong with the request: ``invalid-reference``, ``invalid-platform``, ``invalid-ca`` …;
+            with the environment: ``invalid-proxy``.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Pull:
             verify_tls=request.verify_tls,
             ca=_read_ca(request.ca_file) if request.ca_file else "",
             token_host=request.token_host,
+            proxies=from_environment(os.environ),
         )
         errand = Errand(place=place, access=self._access, limits=pull_limits, platform=self._platform)
         self.fetched = 0

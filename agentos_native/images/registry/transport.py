@@ -1,23 +1,22 @@
 """One bounded GET over HTTP: what comes back may be anything, and takes only so long and so much.
 
-Each request has a connection of its own (`urllib3`'s, without its pool: no redirects, retries, cookies, proxies or
-decompression that nobody asked for). A time limit on a socket's calls bounds each of them, not their sum: a server that
-sends a byte now and then would be listened to for ever. So a `Watch` knows a deadline for what each request does now,
-and one thread (`Watchman`) shuts the sockets down whose time is over.
+Each request has a connection of its own (`urllib3`'s, without its pool: no redirects, retries, cookies or decompression
+that nobody asked for), to the host itself or to the proxy that stands for it. A time limit on a socket's calls bounds
+each of them, not their sum: a server that sends a byte now and then would be listened to for ever. So a `Watch` knows a
+deadline for what each request does now, and one thread (`Watchman`) shuts the sockets down whose time is over.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
-import ipaddress
 import os
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -25,6 +24,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from agentos_native import __version__
 from agentos_native.errors import AgentosError
 from agentos_native.images.registry.model import PullLimits
+from agentos_native.images.registry.proxy import Proxies, Proxy, proxy_for
+from agentos_native.images.registry.reach import Reach, leads, named, reach
 from agentos_native.images.registry.url import Target
 
 _PIECE: Final = 256 << 10
@@ -41,6 +42,7 @@ _BUNDLES: Final = (
     "/etc/ssl/cert.pem",
 )
 """Where distributions keep the authorities that they trust in one file."""
+_NO_TUNNEL: Final = "Tunnel connection failed: "
 _NO_TLS: Final = {"WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "PACKET_LENGTH_TOO_LONG"}
 
 
@@ -200,14 +202,15 @@ class Transport:
     """Makes requests. `tls` is used for every https connection; None when there shall be none.
 
     The first connection is the registry's own and decides where else it may lead, by a redirect or to a token server:
-    see `may_lead`.
+    see `reach`. Of what a proxy leads to only that is known which its name says; the rest is the proxy's to decide.
     """
 
-    def __init__(self, limits: PullLimits, tls: ssl.SSLContext) -> None:
+    def __init__(self, limits: PullLimits, tls: ssl.SSLContext, proxies: Proxies = Proxies()) -> None:  # noqa: B008
         self._limits = limits
         self._tls = tls
+        self._proxies = proxies
         self._watchman = Watchman()
-        self._registry = ""
+        self._registry: Reach | None = None
 
     @contextlib.contextmanager
     def get(self, target: Target, headers: Mapping[str, str], *, anywhere: bool = False) -> Iterator[Answer]:
@@ -217,13 +220,16 @@ class Transport:
             Transient: ``registry-unreachable``, ``registry-connection``, ``registry-too-slow``.
             AgentosError: ``registry-tls``, ``registry-protocol``, ``registry-redirect``.
         """
-        with self._watchman.watch() as watch, contextlib.closing(self._connection(target)) as connection:
-            connection.opened = lambda sock: self._begin(connection, watch, sock, target, anywhere)
+        proxy = proxy_for(self._proxies, target)
+        with self._watchman.watch() as watch, contextlib.closing(self._connection(target, proxy)) as connection:
+            connection.opened = lambda sock: self._begin(connection, watch, sock, target, proxy, anywhere)
             watch.expect(self._limits.connect + self._limits.head)
-            with _explained(target, watch):
-                connection.request(
-                    "GET", target.path, headers={**_HEADERS, **headers}, preload_content=False, decode_content=False
-                )
+            path, given = target.path, {**_HEADERS, **headers}
+            if proxy is not None and target.scheme == "http":
+                path = target.absolute()
+                given |= _authorized(proxy)
+            with _explained(target, watch, proxy):
+                connection.request("GET", path, headers=given, preload_content=False, decode_content=False)
                 response = connection.getresponse()
             with contextlib.closing(response):  # which has a file of its own on the socket
                 if watch.expired:
@@ -231,41 +237,52 @@ class Transport:
                 _check_coding(response, target)
                 yield Answer(target, response.status, response.headers, Body(response, watch, self._limits, target))
 
-    def _connection(self, target: Target) -> _Plain | _Secure:
-        host = target.host.strip("[]")
+    def _connection(self, target: Target, proxy: Proxy | None) -> _Plain | _Secure:
+        host, port = (target.host.strip("[]"), target.port) if proxy is None else (proxy.host, proxy.port)
         if target.scheme == "http":
-            return _Plain(host, target.port, timeout=self._limits.connect)
-        return _Secure(
+            return _Plain(host, port, timeout=self._limits.connect)
+        connection = _Secure(
             host,
-            target.port,
+            port,
             timeout=self._limits.connect,
             ssl_context=self._tls,
             cert_reqs=self._tls.verify_mode,
             assert_hostname=None if self._tls.check_hostname else False,
         )
+        if proxy is not None:
+            connection.set_tunnel(target.host.strip("[]"), target.origin[2], _authorized(proxy))
+        return connection
 
     def _begin(
-        self, connection: _Plain | _Secure, watch: Watch, sock: socket.socket, target: Target, anywhere: bool
+        self,
+        connection: _Plain | _Secure,
+        watch: Watch,
+        sock: socket.socket,
+        target: Target,
+        proxy: Proxy | None,
+        anywhere: bool,
     ) -> None:
         """TCP is connected; TLS and the request follow."""
         if not anywhere:
-            self._check_peer(sock, target)
+            self._check_peer(reach(str(sock.getpeername()[0])) if proxy is None else named(target.host), target)
         watch.follow(sock)
         watch.expect(self._limits.head)
         connection.timeout = self._limits.quiet  # which it sets again before it reads
         sock.settimeout(self._limits.quiet)
 
-    def _check_peer(self, sock: socket.socket, target: Target) -> None:
-        peer = str(sock.getpeername()[0])
-        self._registry = self._registry or peer
-        if not may_lead(self._registry, peer):
-            here, there = _reach(self._registry), _reach(peer)
+    def _check_peer(self, there: Reach, target: Target) -> None:
+        self._registry = self._registry or there
+        if not leads(self._registry, there):
             raise AgentosError(
                 "registry-redirect",
-                f"the registry, which is on a {here} address, sends its clients to a {there} one",
+                f"the registry, which is on a {self._registry} address, sends its clients to a {there} one",
                 target.shown(),
                 "it may be trying to reach what only this machine can reach",
             )
+
+
+def _authorized(proxy: Proxy) -> dict[str, str]:
+    return {"Proxy-Authorization": proxy.authorization} if proxy.authorization else {}
 
 
 def _check_coding(response: urllib3.HTTPResponse, target: Target) -> None:
@@ -279,37 +296,9 @@ def _check_coding(response: urllib3.HTTPResponse, target: Target) -> None:
         )
 
 
-def is_public(address: str) -> bool:
-    """Whether an address of a peer is one of the internet's."""
-    return _reach(address) == "public"
-
-
-def may_lead(registry: str, peer: str) -> bool:
-    """Whether a registry at one address may send its clients to another: to the internet, and to where it is itself.
-
-    So a public one does not lead to a private address, and none to the machine's own (loopback) or to those of its
-    link, where clouds give out what a machine is and may, unless it is there.
-    """
-    allowed = {"public", _reach(registry)}
-    if "loopback" in allowed:
-        allowed.add("private")  # who is on this machine may be anywhere in its network
-    return _reach(peer) in allowed
-
-
-def _reach(address: str) -> Literal["public", "private", "link-local", "loopback"]:
-    parsed = ipaddress.ip_address(address.partition("%")[0])
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    found = mapped or parsed
-    if found.is_loopback or found.is_unspecified:
-        return "loopback"
-    if found.is_link_local:
-        return "link-local"
-    return "public" if found.is_global else "private"
-
-
 @contextlib.contextmanager
-def _explained(target: Target, watch: Watch) -> Iterator[None]:
-    """Whatever the libraries raise as what a user reads."""
+def _explained(target: Target, watch: Watch, proxy: Proxy | None = None) -> Iterator[None]:
+    """Whatever the libraries raise as what a user reads; `proxy`: to which the connection is being made."""
     try:
         yield
     except AgentosError:
@@ -317,7 +306,10 @@ def _explained(target: Target, watch: Watch) -> Iterator[None]:
     except Exception as error:
         if watch.expired:
             raise _too_slow(target) from None
-        raise explain(error, target) from None
+        known = explain(error, target)
+        if proxy is not None:
+            known.where = f"{known.where}, by the proxy {proxy.shown()}"
+        raise known from None
 
 
 def _too_slow(target: Target) -> AgentosError:
@@ -328,12 +320,21 @@ def _too_slow(target: Target) -> AgentosError:
 def explain(error: BaseException, target: Target) -> AgentosError:
     """An exception of urllib3, http.client or the operating system: the first reader that knows one of its causes."""
     causes = list(_causes(error))
-    for reader in (_of_tls, _of_http, _of_network):
+    for reader in (_of_proxy, _of_tls, _of_http, _of_network):
         for cause in causes:
             if (known := reader(cause, target)) is not None:
                 return known
     hint = "what has arrived is kept: the same command goes on from there"
     return Transient("registry-connection", f"the connection broke ({_words(causes[-1])})", target.shown(), hint)
+
+
+def _of_proxy(cause: BaseException, target: Target) -> AgentosError | None:
+    """Http.client has one kind of error for whatever a proxy answers to CONNECT."""
+    if not isinstance(cause, OSError) or not str(cause).startswith(_NO_TUNNEL):
+        return None
+    answer = "".join(filter(str.isprintable, str(cause).removeprefix(_NO_TUNNEL)[:80]))
+    hint = "HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT, or NO_PROXY with the registry's host, for the supervisor"
+    return AgentosError("registry-proxy", f"the proxy does not let it through: {answer}", target.shown(), hint)
 
 
 def _of_tls(cause: BaseException, target: Target) -> AgentosError | None:

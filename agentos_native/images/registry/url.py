@@ -26,6 +26,11 @@ class Target(NamedTuple):
         """What a password belongs to."""
         return self.scheme, self.host.lower(), self.port or {"http": 80, "https": 443}[self.scheme]
 
+    def absolute(self) -> str:
+        """As a proxy is asked for it."""
+        port = f":{self.port}" if self.port else ""
+        return f"{self.scheme}://{self.host}{port}{self.path}"
+
     def shown(self) -> str:
         """For people: without the query, in which a redirect may carry a signature."""
         port = f":{self.port}" if self.port else ""
