@@ -1,8 +1,9 @@
 """What the tick reads: CPU time, throttled time and CPU stall of many groups, from files that stay open.
 
 One pread(2) of ``cpu.stat`` and one of ``cpu.pressure`` per group; opening the files anew would cost five times as
-much. A group that has been removed answers ENODEV, which marks its slot and disturbs no other. Two engines read alike:
-Python, and the compiled one (`compiled`), which holds no GIL meanwhile; `use_compiled` switches.
+much, so only those are that this process may not keep open, too. A group that has been removed answers ENODEV, which
+marks its slot and disturbs no other. Two engines read alike: Python, and the compiled one (`compiled`), which holds no
+GIL meanwhile; `use_compiled` switches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import importlib
 import os
 import re
+import resource
 from typing import Any, Final
 
 import numpy as np
@@ -27,6 +29,8 @@ _THROTTLED: Final = re.compile(rb"^throttled_usec ([0-9]{1,18})(?![0-9])", re.MU
 _SOME: Final = re.compile(rb"some [^\n]*?total=([0-9]{1,18})(?![0-9])")
 
 Integers = NDArray[np.int64]
+EACH: Final = 2
+"""Files of a group."""
 
 
 class _Engine:
@@ -77,12 +81,18 @@ class Sensors:
     """
 
     def __init__(self, capacity: int = 64) -> None:
+        self._left = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2  # files that may still stay open
+        self._elsewhere: dict[int, str] = {}  # paths of the groups whose files do not stay open, by slot
         self.stat_fd: Integers = np.full(capacity, -1, dtype=np.int64)
         self.pressure_fd: Integers = np.full(capacity, -1, dtype=np.int64)
         self.usage: Integers = np.zeros(capacity, dtype=np.int64)
         self.throttled: Integers = np.zeros(capacity, dtype=np.int64)
         self.stalled: Integers = np.zeros(capacity, dtype=np.int64)
         self.status: Integers = np.full(capacity, GONE, dtype=np.int64)
+
+    def keep(self, files: int) -> None:
+        """So many files may stay open; before the first is."""
+        self._left = files
 
     def grow(self, capacity: int) -> None:
         """Make room for slots below `capacity`."""
@@ -94,22 +104,40 @@ class Sensors:
     def open(self, slot: int, path: str) -> None:
         """Open the files of the group at `path`; a missing group makes the slot GONE, missing PSI NO_PRESSURE."""
         self.close(slot)
+        if self._left < EACH:
+            self._elsewhere[slot] = path
+        elif not self._open(slot, path):
+            self.status[slot] = GONE
+            return
+        self.read(np.array([slot], dtype=np.int64))
+
+    def _open(self, slot: int, path: str) -> bool:
+        """Whether the group is there."""
         try:
             with files.directory(path) as fd:
                 self.stat_fd[slot] = os.open("cpu.stat", _READ, dir_fd=fd)
                 with contextlib.suppress(OSError):  # no PSI in this kernel
                     self.pressure_fd[slot] = os.open("cpu.pressure", _READ, dir_fd=fd)
         except FileNotFoundError:
-            self.status[slot] = GONE
-            return
-        self.read(np.array([slot], dtype=np.int64))
+            return False
+        finally:
+            self._left -= self._count(slot)
+        return True
+
+    def _count(self, slot: int) -> int:
+        return int(self.stat_fd[slot] >= 0) + int(self.pressure_fd[slot] >= 0)
 
     def close(self, slot: int) -> None:
+        self._elsewhere.pop(slot, None)
+        self._close(slot)
+        self.status[slot] = GONE
+
+    def _close(self, slot: int) -> None:
+        self._left += self._count(slot)
         for fds in (self.stat_fd, self.pressure_fd):
             if fds[slot] >= 0:
                 os.close(int(fds[slot]))
                 fds[slot] = -1
-        self.status[slot] = GONE
 
     def close_all(self) -> None:
         for slot in range(len(self.stat_fd)):
@@ -117,14 +145,27 @@ class Sensors:
 
     def read(self, slots: Integers) -> None:
         """Read the files of `slots` into the arrays; never raises for a group."""
+        visited = set(slots.tolist()) & self._elsewhere.keys() if self._elsewhere else set()
+        known = {slot: int(self.status[slot]) for slot in visited}
         engine = _Engine.compiled
         if engine is not None:
             engine.read_groups(
                 slots, self.stat_fd, self.pressure_fd, self.usage, self.throttled, self.stalled, self.status
             )
-            return
-        for slot in slots.tolist():
-            self.status[slot] = self._read_one(slot)
+        else:
+            for slot in slots.tolist():
+                self.status[slot] = self._read_one(slot)
+        for slot, status in known.items():
+            self.status[slot] = self._visit(slot, status)
+
+    def _visit(self, slot: int, known: int) -> int:
+        """Read files that do not stay open; where not even these can be opened now, all stays as it is known."""
+        try:
+            return self._read_one(slot) if self._open(slot, self._elsewhere[slot]) else GONE
+        except OSError:
+            return known
+        finally:
+            self._close(slot)
 
     def _read_one(self, slot: int) -> int:
         fd, pressure_fd = int(self.stat_fd[slot]), int(self.pressure_fd[slot])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -200,6 +202,10 @@ STAT = b"usage_usec 7\nuser_usec 3\nsystem_usec 4\nnr_periods 1\nthrottled_usec 
 PRESSURE = b"some avg10=1.50 avg60=0.00 avg300=0.00 total=1234\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"
 
 
+def _no_more_files(path: str) -> NoReturn:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+
+
 class TestSensors:
     def group(self, tmp_path: Path, name: str, stat: bytes, pressure: bytes | None) -> str:
         path = tmp_path / name
@@ -209,9 +215,13 @@ class TestSensors:
             (path / "cpu.pressure").write_bytes(pressure)
         return str(path)
 
+    @pytest.mark.parametrize("kept", [8, 3, 0])
     @pytest.mark.parametrize("engine", ["python", "numba"])
-    def test_reading(self, tmp_path: Path, engine: str) -> None:
+    def test_reading(self, tmp_path: Path, engine: str, kept: int) -> None:
+        """Files stay open as far as that is allowed; what does not is read just so."""
+        before = len(os.listdir("/proc/self/fd"))
         one = sensors.Sensors(4)
+        one.keep(kept)
         one.open(0, self.group(tmp_path, "a", STAT, PRESSURE))
         one.open(1, self.group(tmp_path, "b", b"usage_usec 99\n", None))
         one.open(2, str(tmp_path / "missing"))
@@ -220,13 +230,30 @@ class TestSensors:
             assert engine == "python" or sensors.use_compiled()
             (tmp_path / "a" / "cpu.stat").write_bytes(STAT.replace(b"c 7", b"c 70000000000"))
             (tmp_path / "d" / "cpu.stat").write_bytes(b"")
+            assert len(os.listdir("/proc/self/fd")) - before <= kept
             one.read(np.arange(4))
+            assert len(os.listdir("/proc/self/fd")) - before <= kept
         finally:
             sensors.use_python()
         assert one.status.tolist() == [counters.OK, counters.NO_PRESSURE, counters.GONE, counters.GONE]
         assert (one.usage[0], one.throttled[0], one.stalled[0]) == (70_000_000_000, 5, 1234)
         assert (one.usage[1], one.throttled[1]) == (99, 0)
         one.close_all()
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_what_cannot_be_opened_now_stays_as_it_is_known(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        one = sensors.Sensors(1)
+        one.keep(0)
+        one.open(0, self.group(tmp_path, "a", STAT, PRESSURE))
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "directory", _no_more_files)
+            one.read(np.array([0]))
+        assert (one.status[0], one.usage[0]) == (counters.OK, 7)
+        shutil.rmtree(tmp_path / "a")
+        one.read(np.array([0]))
+        assert one.status[0] == counters.GONE
 
     @settings(max_examples=200)
     @given(
