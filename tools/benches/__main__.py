@@ -22,6 +22,7 @@ BENCHES: Final = {
     "startup": "from the supervisor's start to its first allocation, and the compiled engine's arrival and memory",
     "loop": "one mixed load under the loop, static weights, Kubernetes' way and nothing",
     "alloc": "the allocator's engines against two passes over memory, and against HiGHS",
+    "queue": "one decision while 100, 10 000 and 100 000 starts wait",
     "image": "importing against tar and umoci, starts from many layers, memory, a build with nothing to do",
     "cli": "processor time of --help and ps",
 }
