@@ -100,6 +100,17 @@ def _same_number(wanted: str, got: str) -> bool:
     return wanted == got
 
 
+def _at_most(wanted: str, got: str) -> bool:
+    """The tick may hold an agent's ``cpu.max`` lower at any moment (supervisor/loop/caps.py), never higher."""
+    if wanted == got:
+        return True
+    quota, period = got.split()
+    if not (quota.isdigit() and period.isdigit()):
+        return False
+    limit, of = wanted.split()
+    return not limit.isdigit() or int(quota) * int(of) <= int(limit) * int(period)
+
+
 def _same_pages(wanted: str, got: str) -> bool:
     """The kernel keeps memory limits in whole pages, rounded down (page_counter_memparse)."""
     if not (wanted.isdigit() and got.isdigit()):
@@ -144,7 +155,7 @@ def writes(settings: GroupSettings, *, reset: bool) -> Iterator[Write]:
     if settings.cpu_weight is not None and not settings.cpu_idle:  # EINVAL in an idle group
         yield Write("cpu", "cpu.weight", str(min(max(settings.cpu_weight, WEIGHT_MIN), WEIGHT_MAX)))
     if reset or settings.cpu_max_millis is not None:
-        yield Write("cpu", "cpu.max", cpu_max(settings.cpu_max_millis))
+        yield Write("cpu", "cpu.max", cpu_max(settings.cpu_max_millis), _at_most)
     for file, value, default in (
         ("memory.min", settings.memory_min, "0"),
         ("memory.low", settings.memory_low, "0"),

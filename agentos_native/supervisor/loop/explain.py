@@ -30,12 +30,14 @@ class View:
         rows: of every agent; `present`: the problem that they are the solution of.
         trims: the corrections of the kernel's weights; None where none are written.
         awake: the problem that weights are told for (`alloc.demand.awake`); None: `present`.
+        cap: CPUs that the tick's ``cpu.max`` leaves the agent in question (`alloc.caps`); None: only its own limit's.
     """
 
     rows: list[AllocationRow]
     present: Present
     trims: Trims | None
     awake: Present | None = None
+    cap: float | None = None
 
     def told(self) -> Solved | None:
         """The solution that weights are told by, where it is another one."""
@@ -82,10 +84,14 @@ def explain(agent_id: str, view: View, name: Namer = str) -> Figures:
         **dataclasses.asdict(row),
         "siblings": len(members),
         **who,
-        "words": [*_words(row, figures, who, name), *_advice(row, tried, name)],
+        "cap": view.cap,
+        "words": [*_words(row, figures, who, name), *_cap_words(row, view.cap), *_advice(row, tried, name)],
         "remedies": [dataclasses.asdict(remedy) for remedy in tried],
         "derivation": figures,
-        "equations": equations(figures, agent_id, row.kernel_weight, name),
+        "equations": [
+            *equations(figures, agent_id, row.kernel_weight, name),
+            *_cap_equation(figures, agent_id, view.cap),
+        ],
     }
 
 
@@ -175,6 +181,26 @@ def _tier_words(row: AllocationRow, figures: Figures, who: dict[str, list[str]],
         for words, ids in places:
             if ids:
                 yield f"  {words}: {names_of(ids, name)}"
+
+
+def _cap_words(row: AllocationRow, cap: float | None) -> Iterable[str]:
+    if cap is not None:
+        yield (
+            f"Its tenant {row.tenant} is at its limit, within which weights do not divide:"
+            f" it has {cap:.3f} by a cpu.max of its own."
+        )
+
+
+def _cap_equation(figures: Figures, agent_id: str, cap: float | None) -> Iterable[str]:
+    """Where its cap comes from; the file may hold one of a moment ago that is near enough."""
+    if cap is None:
+        return
+    level = figures["agents"]
+    own = next(member for member in level["members"] if member["agent_id"] == agent_id)
+    due = f"share {own['share']:.6g}"
+    if level["state"] == "level" and level["policy"] in ("maxmin", "priority"):
+        due = f"max({due}, weight · λ = {own['weight'] * level['level']:.6g}, reservation {own['request']:.6g})"
+    yield f"kernel: cpu.max holds it at {cap:.6g}, due {due}"
 
 
 def _unmet(row: AllocationRow) -> float:

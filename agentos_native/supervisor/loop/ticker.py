@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from agentos_native import alloc
-from agentos_native.alloc import Warm, demand, hysteresis
+from agentos_native.alloc import Warm, caps, demand, hysteresis
 from agentos_native.alloc.hierarchy import HUNGRY
 from agentos_native.alloc.waterfill import Floats
 from agentos_native.cgroup import GroupRef, Tree
@@ -26,6 +26,7 @@ from agentos_native.cgroup.actuators import UNKNOWN, WeightFiles
 from agentos_native.cgroup.counters import GONE
 from agentos_native.errors import AgentosError
 from agentos_native.spec.model import POLICIES, PRIORITIES, Policy, Priority, Resource
+from agentos_native.supervisor.loop.caps import Caps
 from agentos_native.supervisor.loop.engine import load as load_compiled
 from agentos_native.supervisor.loop.explain import View, explain
 from agentos_native.supervisor.loop.groups import GroupFiles
@@ -132,6 +133,7 @@ class Ticker:
         self._meter = Meter(tree.path, cpus, self._slots.capacity)
         self._weights = WeightFiles(self._slots.capacity)
         self._groups = GroupFiles(tree)
+        self._caps = Caps(tree)
         self._demand: Floats = np.zeros(self._slots.capacity)
         self._wants = Wants(tree, cpus, self._slots.capacity)
         self._entitled: Floats = np.zeros(self._slots.capacity)
@@ -204,6 +206,7 @@ class Ticker:
             self._meter.open(slot, path, self._clock())
             if self.enforced:
                 self._weights.open(slot, path)
+                self._caps.add(slot)
             self._demand[slot] = self._entitled[slot] = min(limit, self._cpus)
             self._wants.add(slot)
             self._trims.add(slot)
@@ -236,6 +239,7 @@ class Ticker:
             self._slots.change(replace(agent, weight=weight, request=cpu_request_millis / 1000, limit=limit))
             if self.enforced:
                 self._weights.refresh(agent.slot)  # its settings have been written, its weight among them
+                self._caps.add(agent.slot)
 
     def remove(self, agent_id: str) -> None:
         """Forget an agent and close its files; nothing happens when it is not there."""
@@ -244,6 +248,7 @@ class Ticker:
             if agent is not None:
                 self._meter.sensors.close(agent.slot)
                 self._weights.close(agent.slot)
+                self._caps.remove(agent.slot)
                 self._reported.discard(agent_id)
 
     def _agent(self, agent_id: str) -> Agent:
@@ -253,11 +258,12 @@ class Ticker:
             raise AgentosError("no-such-agent", "the allocator has no such agent", agent_id) from None
 
     def close(self) -> None:
-        """Close every file; the groups and their weights stay as they are."""
+        """Close every file; the groups and their weights stay as they are, limits are the agents' own again."""
         with self._lock:
             self._meter.close()
             self._weights.close_all()
             self._groups.close()
+            self._caps.close()
 
     # -- the turn -----------------------------------------------------------------------------------------------
 
@@ -283,6 +289,10 @@ class Ticker:
                 self._trims.keep(self._slots, outcome.trims)
                 self._refresh(now)
                 writes, failures = self._write(outcome)
+                there = self._meter.sensors.status[slots] != GONE
+                capped = np.where(there, caps.of_agents(inputs.problem, outcome.solution), np.inf)
+                written = self._caps.write(self._slots, capped, now)
+                writes, failures = writes + written[0], failures + written[1]
             self._before_last, self._last = self._last, sample
             self._meter.keep(sample)
             self._load_engine(len(slots))
@@ -423,11 +433,11 @@ class Ticker:
     def explain(self, agent_id: str, name: Namer = str) -> dict[str, Any]:
         """Why this agent has what it has: figures and words; AgentosError ``no-such-agent``."""
         with self._lock:
-            self._agent(agent_id)
+            slot = self._agent(agent_id).slot
             trims = self._trims.current(self._slots) if self.enforced else None
             present = self.present()
             awake = demand.awake(present.demand, present.slots.request, self._wants.lately)
-            view = View(self.rows(), present, trims, replace(present, demand=awake))
+            view = View(self.rows(), present, trims, replace(present, demand=awake), self._caps.of(slot))
         return explain(agent_id, view, name)
 
 
