@@ -87,6 +87,9 @@ class FakeGroup:
     def remove_leaf(self, name: str) -> None:
         self._world.step(f"remove {name}")
 
+    def remove_if_empty(self) -> bool:
+        return False
+
     def remove(self) -> None:
         self._world.step("cgroup gone")
         self._world.exists.discard(f"cgroup {self.ref.agent_id}")

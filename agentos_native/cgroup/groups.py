@@ -217,6 +217,19 @@ class AgentGroup:
             text = files.read_optional(fd, "memory.events")
         return None if text is None else files.keyed_integers(text).get("oom_kill", 0)
 
+    def remove_if_empty(self) -> bool:
+        """Remove the group, unless a process or any leaf but ``main`` is in it; whether it is gone now. What an agent
+        that has ended by itself leaves is like that, and two calls are enough."""
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{self.path}/main")
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(self.path)
+        except OSError:
+            return False
+        self._on_change(self.ref, None)
+        return True
+
     def remove(self, timeout: float = 5.0) -> None:
         """Remove the group and its leaves once it is empty (kill must have emptied it); idempotent.
 

@@ -215,9 +215,7 @@ class Tree:
         group = self.get(ref)
         settings.require(wanted, self.controllers, allow, group.path)
         with self._lock:
-            self._make_level(self.tenant_path(ref.tenant))
-            self._make_level(self.tier_path(ref.tenant, ref.tier))
-            if not self._make(group.path):
+            if not self._make_below_levels(ref, group.path):
                 hint = "the group of an earlier agent was left behind: the supervisor's recovery removes it"
                 raise AgentosError("cgroup-exists", "the agent's group exists already", group.path, hint)
             try:
@@ -231,6 +229,16 @@ class Tree:
                     protected.pop(ref, None)
                 raise
         return group
+
+    def _make_below_levels(self, ref: GroupRef, path: str) -> bool:
+        """Make the agent's group, and the levels above where they are missing; False when the group was there."""
+        if self.tier_path(ref.tenant, ref.tier) in self._prepared:
+            with contextlib.suppress(OSError):  # the long way mends it, or says why not
+                os.mkdir(path, 0o755)
+                return True
+        self._make_level(self.tenant_path(ref.tenant))
+        self._make_level(self.tier_path(ref.tenant, ref.tier))
+        return self._make(path)
 
     def get(self, ref: GroupRef) -> AgentGroup:
         """The agent's group, whether it exists or not."""

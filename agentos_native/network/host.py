@@ -10,7 +10,7 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from agentos_native.network import ruleset
@@ -104,11 +104,15 @@ class HostSide:
 
     def delete_link(self, values: Fields) -> None:
         """Idempotent; returns when the device is gone."""
-        if self.doom_link(values):
-            self.delete_doomed()
+        self.delete_links([values])
 
-    def doom_link(self, values: Fields) -> bool:
-        """Move the device to the group of those that `delete_doomed` deletes; False when it is not there."""
+    def delete_links(self, links: Iterable[Fields]) -> None:
+        """As `delete_link`; many take as long as one (`reaper`)."""
+        if any([self._doom_link(values) for values in links]):
+            self._reaper.delete_doomed()
+
+    def _doom_link(self, values: Fields) -> bool:
+        """Move the device to the group of those that the reaper deletes; False when it is not there."""
         try:
             self.route(self.templates.doom_link, values)
         except NetlinkError as error:
@@ -116,10 +120,6 @@ class HostSide:
                 raise
             return False
         return True
-
-    def delete_doomed(self) -> None:
-        """Returns when every device that was doomed before is gone; many wait as long as one (`reaper`)."""
-        self._reaper.delete_doomed()
 
     def delete_all_links(self) -> None:
         """Every device of the node. Idempotent."""

@@ -8,8 +8,8 @@ the supervisor as root: the caller's threads send prepared batches (`host`), and
 namespaces (`netns`).
 
     create  = admit (elements) → namespace → pair → host end → agent's end → rates   each step with its undo
-    destroy = group of the doomed → elements → pair → tracked connections        each step idempotent
-    retire  = the first two now, the others a little later (`retiring`)
+    destroy = elements → pair → tracked connections                              each step idempotent
+    retire  = the elements now, the others a little later (`retiring`)
 
 An agent without rates costs nothing for `shaping` but an open socket, and that only where it may reach the outside.
 """
@@ -316,18 +316,17 @@ class NodeNetwork:
     def _cut_off(self, host: HostSide, slot: int) -> None:
         """Nothing passes the wire from now on."""
         self._opened_shaper().forget(slot)
-        values = fields_of(addresses(self._block, slot))
-        host.doom_link(values)
         if self._unavailable is None:
-            self._forget(host, slot, values)
+            self._forget(host, slot, fields_of(addresses(self._block, slot)))
 
     def _remove(self, slots: Iterable[int]) -> None:
         """The wires of `slots`, which are cut off, and what the host tracks of their connections."""
         host = self._opened()
-        host.delete_doomed()
+        wires = [fields_of(addresses(self._block, slot)) for slot in slots]
+        host.delete_links(wires)
         if self._unavailable is None:
-            for slot in slots:
-                host.forget_connections(fields_of(addresses(self._block, slot)))
+            for values in wires:
+                host.forget_connections(values)
 
     def found(self) -> dict[int, str]:
         """slot → agent id of every wire of this node on the host, whoever made it; those of other blocks are left

@@ -1,9 +1,9 @@
 """Wires whose agents have ended: cut off at once, deleted a little later, many at a time.
 
-Theory of operation. A wire in the node's doomed group without elements passes nothing (`ruleset`), so nobody has to
-wait until its device is deleted; and mostly nobody has to delete it, because it goes with the agent's namespace, which
-the kernel takes apart by itself. What is left after a moment (somebody still holds the namespace) one thread deletes
-with one request; then it forgets the connections, since until the device is gone the host itself may still track some.
+Theory of operation. A wire without elements passes nothing (`ruleset`), so nobody has to wait until its device is
+deleted; and mostly nobody has to delete it, because it goes with the agent's namespace, which the kernel takes apart by
+itself. What is left after a moment (somebody still holds the namespace) one thread deletes with one request; then it
+forgets the connections, since until the device is gone the host itself may still track some.
 A slot is no other agent's until then: `NodeNetwork.retiring` tells which to keep away from, and `finish` is for the one
 who cannot.
 """
@@ -18,6 +18,8 @@ from typing import Final
 _log = logging.getLogger(__name__)
 GRACE_SECONDS: Final = 0.1
 """Longer than the kernel takes for a namespace when it has little to do (cleanup_net)."""
+RETRY_SECONDS: Final = 10.0
+"""After the kernel has refused."""
 
 Remove = Callable[[Iterable[int]], None]
 
@@ -33,6 +35,7 @@ class Retiring:
         self._remove = remove
         self._slots: set[int] = set()
         self._changed = threading.Condition()
+        self._removing = threading.Lock()
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -56,12 +59,11 @@ class Retiring:
         Raises:
             OSError: the kernel refused.
         """
-        with self._changed:
-            if slot not in self._slots:
-                return
-        self._remove([slot])
-        with self._changed:
-            self._slots.discard(slot)
+        if slot not in self.slots():
+            return
+        with self._removing:
+            if slot in self.slots():
+                self._remove_and_forget({slot})
 
     def close(self) -> None:
         """Remove what is left, and end the thread."""
@@ -77,12 +79,25 @@ class Retiring:
             with self._changed:
                 self._changed.wait_for(lambda: self._slots or self._closing)
                 self._changed.wait_for(lambda: self._closing, GRACE_SECONDS)
-                batch, last = self._slots.copy(), self._closing
-            try:
-                self._remove(batch)
-            except OSError as error:  # what stays is found by the next start, or by whoever needs the slot
-                _log.warning("wires of ended agents: %s", error)
-            with self._changed:
-                self._slots -= batch
+                last = self._closing
+            removed = self._remove_all()
             if last:
                 return
+            if not removed:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, RETRY_SECONDS)
+
+    def _remove_all(self) -> bool:
+        with self._removing:
+            try:
+                self._remove_and_forget(self.slots())
+            except OSError as error:
+                _log.warning("wires of ended agents stay for now: %s", error)
+                return False
+        return True
+
+    def _remove_and_forget(self, batch: set[int]) -> None:
+        """While `_removing` is held: a slot that is not retired any more may have a new wire."""
+        self._remove(batch)
+        with self._changed:
+            self._slots -= batch

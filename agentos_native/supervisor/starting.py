@@ -248,5 +248,6 @@ def kill(group: Group) -> None:
 
 def empty_and_remove(group: Group) -> None:
     """Kill whatever is in the group and remove it; nothing happens when it is gone."""
-    kill(group)
-    group.remove()
+    if not group.remove_if_empty():
+        kill(group)
+        group.remove()

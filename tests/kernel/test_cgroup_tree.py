@@ -113,6 +113,32 @@ def test_remove_does_not_end_processes(tree: Tree) -> None:
     process.wait(5)
 
 
+def test_a_group_goes_at_once_only_without_processes_and_further_leaves(tree: Tree) -> None:
+    group = tree.create(REF, GroupSettings())
+    process = run_in(group, "main", "sleep", "1000")
+    assert group.remove_if_empty() is False
+    assert process.poll() is None
+    assert group.leaves() == ["main"]
+    group.kill()
+    process.wait(5)
+    os.close(group.leaf("exec-1"))
+    assert group.remove_if_empty() is False
+    assert group.exists()
+    group.remove_leaf("exec-1")
+    assert group.remove_if_empty() is True
+    assert not group.exists()
+    assert group.remove_if_empty() is True
+    assert tree.remove_empty_tenants() == ["home"]
+
+
+def test_levels_that_were_removed_are_made_again(tree: Tree) -> None:
+    for _ in range(2):
+        group = tree.create(REF, GroupSettings())
+        assert group.exists()
+        assert group.remove_if_empty() is True
+        assert tree.remove_empty_tenants() == ["home"]
+
+
 def test_wait_empty_wakes_at_the_end_not_at_the_timeout(tree: Tree) -> None:
     group = tree.create(REF, GroupSettings())
     process = run_in(group, "main", "sleep", "1000")

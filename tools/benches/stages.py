@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import sys
@@ -152,6 +153,7 @@ async def open_host(state: str, base: str, image: Path) -> tuple[Host, str]:
 async def serve(state: str, base: str, image: Path) -> None:
     """Answer lines until standard input ends; then take everything down and let the launcher go."""
     host, digest = await open_host(state, base, image)
+    gc.freeze()  # as the supervisor does
     driver = Driver(host, digest)
     host.userns.refill()
     loop = asyncio.get_running_loop()
