@@ -122,3 +122,22 @@ def test_a_correction_is_forgotten_when_nobody_wants_more() -> None:
 def test_a_waiting_agent_is_helped_although_it_is_entitled_to_all_it_wants() -> None:
     """It is due 0.5 and gets 0.4, since another one is in its way."""
     assert trimmed(world([0.5, 2.0]), [0.4, 1.6], 3)[0] > 1.0
+
+
+def test_a_thread_wants_what_a_cpu_gives_or_what_it_has_of_one() -> None:
+    wanted = np.array([1.0, 1.0, 1.03, 0.6, 1.9, 2.0, np.inf])
+    used = np.array([0.7, 0.96, 0.5, 0.2, 1.0, 1.0, 1.0])
+    found = demand.in_parallel(wanted, used, 0.9, 4.0)
+    assert found.tolist() == pytest.approx([0.9, 0.96, 0.9, 0.6, 1.8, 1.8, np.inf])
+    # as many threads as there are CPUs can have all of them
+    assert demand.in_parallel(np.array([2.0]), np.array([1.0]), 0.9, 2.0).tolist() == [2.0]
+    assert demand.in_parallel(np.array([1.0]), np.array([0.5]), 1.0, 2.0).tolist() == [1.0]
+
+
+def test_most_wanted_lately_fades() -> None:
+    most = demand.lately(np.array([0.5]), np.array([1.0]), 1.0)
+    assert most.tolist() == [1.0]
+    later = demand.lately(most, np.array([0.2]), demand.LATELY)
+    assert later.tolist() == pytest.approx([np.exp(-1.0)])
+    assert demand.awake(np.array([0.2]), np.array([0.4]), later).tolist() == pytest.approx([np.exp(-1.0)])
+    assert demand.awake(np.array([0.2]), np.array([0.3]), later).tolist() == [0.3]
