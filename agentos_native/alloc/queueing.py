@@ -177,6 +177,7 @@ class FairQueue:
         self._stale: set[str] = set()
         self._room: Room | None = None
         self._holders: list[_Holder] | None = None
+        self._reasons: dict[str, dict[int, Obstacle]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -305,6 +306,7 @@ class FairQueue:
         The caller takes its amounts from `room` before the next call.
         """
         look, self._holders = self._search(room)
+        self._reasons = {}
         if look is None or look.chosen is None:
             return None
         entry = look.chosen
@@ -382,10 +384,14 @@ class FairQueue:
         if room is None:
             return None
         if self._holders is None:
+            self._reasons = {}
             _, self._holders = self._search(room)
-        flow, own = self._flows[entry.tenant], self._key(entry.tenant)
-        holders = [holder for holder in self._holders if holder.key < own]
-        obstacle = self._look_through(flow, own, room, holders).obstacles.get(kind(entry))
+        flow = self._flows[entry.tenant]
+        if entry.tenant not in self._reasons:
+            own = self._key(entry.tenant)
+            holders = [holder for holder in self._holders if holder.key < own]
+            self._reasons[entry.tenant] = self._look_through(flow, own, room, holders).obstacles
+        obstacle = self._reasons[entry.tenant].get(kind(entry))
         if obstacle is None or entry is flow.classes[kind(entry)][0]:
             return obstacle
         return _likewise(obstacle, entry.asked[RESOURCES.index(obstacle.resource)])

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Final
 
 import click
+from msgspec.structs import replace
 
 from agentos_native.errors import AgentosError
 
@@ -73,6 +74,8 @@ def await_turn(client: Client, agent: api.Agent, attach_again: Callable[[], None
                 agent, away = client.agent(agent.id), False
                 last_seen = time.monotonic()
             except AgentosError as error:
+                if error.code == "agent-not-found":  # removed as it ended, or in the queue: the stream says what became
+                    return replace(agent, state="exited")
                 gone = error.code in ("no-supervisor", "connection-lost")
                 if not gone or time.monotonic() - last_seen > _AWAY:
                     raise

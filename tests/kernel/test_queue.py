@@ -334,6 +334,29 @@ def test_what_could_not_start_when_its_turn_came_says_so(ground: Place, launcher
     assert ground.client.agents(ended=True) == []
 
 
+@pytest.mark.parametrize("options", [[], ["--rm"]])
+def test_a_start_waits_no_longer_than_it_may(ground: Place, launcher: int, options: list[str]) -> None:
+    ground.client.run(spec(ground, "first"))
+    words = run_words(ground, *options, "--name", "fore", "--wait-timeout", "500ms", ground.image, "true")
+    status, out, err = said(ground, *words)
+    assert (status, out) == (124, "")
+    assert "is queued at place 1" in err
+    assert "error[wait-timeout]: it has waited 0.5 s for its start" in err
+    assert [agent.name for agent in ground.client.agents(ended=True)] == ["first"]
+    told = [event for event in ground.client.events() if event.type == "refused"][-1]
+    assert (told.name, told.detail["code"]) == ("fore", "wait-timeout")
+
+
+def test_a_detached_start_waits_no_longer_than_it_may(ground: Place, launcher: int) -> None:
+    ground.client.run(spec(ground, "first"))
+    agent = ground.client.run(spec(ground, "late", waitTimeout="500ms"))
+    assert agent.state == "queued"
+    assert ground.client.wait(agent.id).exit_status == 124
+    late = ground.client.agent(agent.id)
+    assert (late.state, late.pid) == ("failed", None)
+    assert late.reason.startswith("wait-timeout")
+
+
 def test_without_a_supervisor_of_its_own_it_waits_too(tmp_path: Path, ground: Place) -> None:
     """Two commands share an embedded supervisor; the second one waits for the first one's room."""
     launcher = ground.start()
