@@ -111,13 +111,12 @@ class Stock:
 
     def __init__(self, operations: Sequence[Operation] = ()) -> None:
         self._pool = _Pool()
-        self._operations = tuple(operations)  # which stay, so that no other object is given the identity of one of them
-        self._encoded = {id(operation): _encode(self._pool, operation) for operation in operations}
+        self._encoded = {operation: _encode(self._pool, operation) for operation in operations}
 
     def encode(self, operations: Sequence[Operation]) -> bytes:
-        """As `encode`; those of the stock are known by identity."""
+        """As `encode`."""
         pool = self._pool.copy()
-        body = [self._encoded.get(id(operation)) or _encode(pool, operation) for operation in operations]
+        body = [self._encoded.get(operation) or _encode(pool, operation) for operation in operations]
         pool.aligned(b"")
         pool.data += bytes(8)  # the loader wants a NUL as the pool's last byte
         return b"".join((_HEADER.pack(_MAGIC, len(operations), len(pool.data), 0), *body, pool.data))
