@@ -22,6 +22,7 @@ import msgspec
 from agentos_native import faults
 from agentos_native.errors import AgentosError
 from agentos_native.images import leases
+from agentos_native.images.caches import CACHES, unused
 from agentos_native.images.disk import Disk, is_abandoned, names_in, sync_directory
 from agentos_native.images.index import Entry, Index
 from agentos_native.images.records import Records, hex_of
@@ -41,13 +42,15 @@ def used(in_use: InUse) -> Iterator[Collection[str]]:
 
 
 class Freed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a collection took, or would take: digests of images and layers, how many steps of the build cache, and the
-    bytes in all those files; `kept_steps` of the cache stay, and with them `kept_bytes` in files that nothing else
-    needs; `notes` say in words why something stayed."""
+    """What a collection took, or would take: digests of images and layers, how many steps of the build cache and how
+    many directories that RUNs keep (`caches`), and the bytes in all those files; `kept_steps` of the cache stay, and
+    with them `kept_bytes` in files that nothing else needs; `notes` say in words why something stayed.
+    """
 
     images: tuple[str, ...] = ()
     layers: tuple[str, ...] = ()
     steps: int = 0
+    caches: int = 0
     bytes: int = 0
     kept_steps: int = 0
     kept_bytes: int = 0
@@ -63,13 +66,14 @@ class Parts(NamedTuple):
 
 
 class Doomed(NamedTuple):
-    """What may go: layers, files of keys, files of leases; entries of tmp, of downloads."""
+    """What may go: layers, files of keys, files of leases; entries of tmp, of downloads, of caches."""
 
     layers: list[str]
     keys: list[Path]
     leases: list[Path]
     tmp: list[str]
     downloads: list[str]
+    caches: list[str] = []  # noqa: RUF012 - never changed
 
 
 # -- what is reached
@@ -136,6 +140,7 @@ def take(parts: Parts, doomed: Doomed) -> list[str]:
     for path in (
         *(disk.layers / hex_of(digest) for digest in doomed.layers),
         *(disk.downloads / name for name in doomed.downloads),
+        *(disk.path / CACHES / name for name in doomed.caches),
     ):
         if name := disk.put_aside(path):
             aside.append(name)
@@ -177,12 +182,13 @@ def collect(parts: Parts, in_use: InUse, dry_run: bool, older_than: float | None
     kept = _old_steps(parts, held.layers, None) - steps
     staying = [digest for digest in everything if digest not in going]
     layers, damaged = _unreached(parts, staying, steps, None)
-    doomed = _litter(parts, layers, steps, downloads=True)
+    doomed = _litter(parts, layers, steps, downloads=True)._replace(caches=unused(parts.disk.path, older_than))
     cached = set(_unreached(parts, staying, steps | kept, None)[0]) - set(layers)
     freed = Freed(
         images=tuple(going),
         layers=tuple(doomed.layers),
         steps=len(steps),
+        caches=len(doomed.caches),
         bytes=_bytes(parts.disk, doomed, sizes),
         kept_steps=len(kept),
         kept_bytes=sum(sizes.get(digest, 0) for digest in cached),
@@ -221,6 +227,7 @@ def _bytes(disk: Disk, doomed: Doomed, sizes: Mapping[str, int]) -> int:
     """Bytes in the files of what goes; hard links once."""
     unknown = [disk.layers / hex_of(digest) for digest in doomed.layers if digest not in sizes]
     unknown += [disk.tmp / name for name in doomed.tmp] + [disk.downloads / name for name in doomed.downloads]
+    unknown += [disk.path / CACHES / name for name in doomed.caches]
     return sum(sizes.get(digest, 0) for digest in doomed.layers) + sum(map(_bytes_below, unknown))
 
 

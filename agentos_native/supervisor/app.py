@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentos_native.errors import EXIT_FAILED, AgentosError
-from agentos_native.images import ImageStore, resolve_user, volume_mount
+from agentos_native.images import ImageStore, resolve_user
 from agentos_native.network import NodeNetwork, addresses
 from agentos_native.supervisor.agents import Agents
 from agentos_native.supervisor.applying import Applier
 from agentos_native.supervisor.doors import Workers
 from agentos_native.supervisor.events import Events
 from agentos_native.supervisor.foundation import Foundation
+from agentos_native.supervisor.grants import Grants
 from agentos_native.supervisor.host import Host, Units
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.lifecycle import Lifecycle
@@ -126,6 +127,7 @@ class App:
         stack.push_async_callback(userns.close)
         init_fd = open_init(settings.init)
         stack.callback(os.close, init_fd)
+        grants = Grants()
         host = Host(
             options=options,
             block=block,
@@ -145,7 +147,8 @@ class App:
             shares=self._shares,
             addresses=addresses,
             resolve_user=resolve_user,
-            volume=partial(volume_mount, private=self._options.state_dir),
+            volume=partial(grants.mount, private=self._options.state_dir),
+            grants=grants,
             tenants={spec.name: spec for spec in registry.tenants()},
         )
         store.catalog.damage.running = host.images_running

@@ -16,6 +16,7 @@ from agentos_native.supervisor.admission import Capacity
 from agentos_native.supervisor.agents import Agent, Agents, Ending
 from agentos_native.supervisor.doors import Groups, Images, Networks, Shares, Workers
 from agentos_native.supervisor.events import Events
+from agentos_native.supervisor.grants import Grants
 from agentos_native.supervisor.launcher_link import LauncherLink
 from agentos_native.supervisor.options import Options
 from agentos_native.supervisor.registry import Registry
@@ -108,6 +109,7 @@ class Host:
     addresses: Callable[[int, int], Wire]
     resolve_user: Callable[[Image, str | None], User]
     volume: Callable[[str, int, bool], int]
+    grants: Grants = field(default_factory=Grants)
     tenants: dict[str, TenantSpec] = field(default_factory=dict)
     queue_place: Callable[[Agent], QueuePlace | None] = lambda agent: None
     admitting: threading.Lock = field(default_factory=threading.Lock)

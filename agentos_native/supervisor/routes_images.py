@@ -108,6 +108,7 @@ class ImageRoutes:
             layers=list(freed.layers),
             steps=freed.steps,
             bytes=freed.bytes,
+            caches=freed.caches,
             kept_steps=freed.kept_steps,
             kept_bytes=freed.kept_bytes,
             notes=list(freed.notes),

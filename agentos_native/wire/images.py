@@ -73,13 +73,16 @@ class GcRequest(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class GcResult(msgspec.Struct, kw_only=True):
-    """What is gone, or would be: images without a name, layers, steps of the build cache; `bytes` in files; `notes`
-    say why something stayed. `kept_steps` of the cache stay, and `kept_bytes` in files with them alone."""
+    """What is gone, or would be: images without a name, layers, steps of the build cache, directories that
+    ``RUN --mount=type=cache`` keeps (`caches`); `bytes` in files; `notes` say why something stayed. `kept_steps` of the
+    cache stay, and `kept_bytes` in files with them alone.
+    """
 
     images: list[str]
     layers: list[str]
     steps: int
     bytes: int
+    caches: int = 0
     kept_steps: int = 0
     kept_bytes: int = 0
     notes: list[str] = msgspec.field(default_factory=list)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from agentos_native.errors import AgentosError
 from agentos_native.images.build.dockerfile import parse
 from agentos_native.images.build.evaluate import evaluate
-from agentos_native.images.build.model import Copy, Plan, Run, Stage
+from agentos_native.images.build.model import Cache, Copy, Plan, Run, Stage
 from agentos_native.images.model import Healthcheck, ImageConfig
 
 PYTHON = ImageConfig(
@@ -283,6 +283,21 @@ def test_the_mounts_of_a_run(mounts: str, binds: tuple[Copy, ...], forgotten: tu
     assert found.argv == ("/bin/sh", "-c", "x")
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ("target=/c", Cache(target="/c", id="/c")),
+        ("target=c,id=x", Cache(target="/srv/c", id="x")),
+        ("dst=/c,sharing=shared,ro", Cache(target="/c", id="/c", sharing="shared", read_only=True)),
+        ("target=/c,sharing=private,ro=false", Cache(target="/c", id="/c", sharing="private")),
+        ("target=/c,mode=0700,uid=1000,gid=50", Cache(target="/c", id="/c", mode=0o700, uid=1000, gid=50)),
+    ],
+)
+def test_the_caches_of_a_run(options: str, wanted: Cache) -> None:
+    found = run(f"FROM python\nRUN --mount=type=cache,{options} x\n")
+    assert (found.caches, found.forgotten) == ((wanted,), (wanted.target,))
+
+
 def test_a_stage_that_only_a_mount_needs_is_needed() -> None:
     text = "FROM python AS one\nFROM python AS two\nFROM python\nRUN --mount=from=two,target=/x y"
     assert [stage.index for stage in plan(text).stages] == [1, 2]
@@ -406,6 +421,11 @@ def test_the_last_of_two_stages_of_a_name() -> None:
         ("FROM a\nONBUILD FROM x", 2, "cannot be done on a later build", ""),
         ("FROM a\nRUN []", 2, "no program", ""),
         ("FROM a\nRUN --mount=type=cache x", 2, "has no target", "target="),
+        ("FROM a\nRUN --mount=type=cache,target=/c,sharing=never x", 2, "sharing='never'", "locked"),
+        ("FROM a\nRUN --mount=type=cache,target=/c,mode=9 x", 2, "mode='9'", "7777"),
+        ("FROM a\nRUN --mount=type=cache,target=/c,mode=17777 x", 2, "mode='17777'", "7777"),
+        ("FROM a\nRUN --mount=type=cache,target=/c,uid=65536 x", 2, "uid='65536'", "65535"),
+        ("FROM a\nRUN --mount=type=cache,target=/c,gid=me x", 2, "gid='me'", "a number"),
         ("FROM a\nRUN --mount=type=cache,target=/ x", 2, "hide everything", ""),
         ("FROM a\nRUN --mount=type=what,target=/a x", 2, "no type 'what'", "cache"),
         ("FROM a\nRUN --mount=type=tmpfs,target=/a,id=x y", 2, "has no 'id'", "size"),

@@ -124,14 +124,14 @@ def _older_than(_: click.Context, param: click.Parameter, value: str | None) -> 
     "--older-than",
     callback=_older_than,
     metavar="TIME",
-    help="Keep steps of the build cache used since then (7d): 12h.",
+    help="Keep of the build cache what was used since then (7d): 12h.",
 )
 @click.option("-a", "--all", "everything", is_flag=True, help="The whole build cache, too.")
 @output_option
 @click.pass_context
 def gc(ctx: click.Context, dry_run: bool, older_than: float | None, everything: bool, output: str) -> None:
-    """Free images without a name, layers that nothing needs, steps of the build cache that were not used for a week,
-    and what killed imports left.
+    """Free images without a name, layers that nothing needs, what killed imports left, and of the build cache (steps,
+    and what RUN --mount=type=cache keeps) all that was not used for a week.
 
     Never what an agent uses (running or not), nor what is being imported, pulled or built. Names stay: image rm.
 
@@ -159,6 +159,7 @@ def gc(ctx: click.Context, dry_run: bool, older_than: float | None, everything: 
         print(f"layer  {digest.removeprefix('sha256:')[:12]}")
     counts = f"{count(len(freed.images), 'image')}, {count(len(freed.layers), 'layer')}"
     counts += f", {count(freed.steps, 'step')} of the build cache"
+    counts += f", {count(freed.caches, 'cache')} of RUN" if freed.caches else ""
     print(f"{'would free' if dry_run else 'freed'} {size(freed.bytes)}: {counts}")
     if freed.kept_steps:
         kept = count(freed.kept_steps, "step")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final, Literal, get_args
+
 import msgspec
 
 from agentos_native.images.model import ImageConfig
@@ -64,6 +66,26 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[tuple[str, str], ...] = ()
 
 
+Sharing = Literal["locked", "shared", "private"]
+SHARING: Final[tuple[Sharing, ...]] = get_args(Sharing)
+
+
+class Cache(msgspec.Struct, frozen=True, kw_only=True):
+    """``--mount=type=cache``: a directory at `target` that keeps what is in it, see `images.caches`.
+
+    `sharing`: ``locked``, another build waits; ``shared``, it does not; ``private``, it gets another one. `mode`, `uid`
+    and `gid` are those of the directory when it is made.
+    """
+
+    target: str
+    id: str
+    sharing: Sharing = "locked"
+    read_only: bool = False
+    mode: int = 0o755
+    uid: int = 0
+    gid: int = 0
+
+
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """RUN: a program in a sandbox on what the stage is so far.
 
@@ -71,8 +93,9 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
         env: holds the ARGs too, which are not in the image.
         network: ``--network=`` of the instruction; "" the build's.
         binds: files that are only there for it (``--mount=type=bind``).
-        forgotten: paths whose content is no part of the layer: those of `binds`, and directories that are to be there
-            (``type=cache`` and ``type=tmpfs``).
+        caches: directories that outlive it (``--mount=type=cache``).
+        forgotten: paths whose content is no part of the layer: those of `binds` and `caches`, and directories that are
+            to be there (``type=tmpfs``).
     """
 
     argv: tuple[str, ...]
@@ -81,6 +104,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     workdir: str
     network: str = ""
     binds: tuple[Copy, ...] = ()
+    caches: tuple[Cache, ...] = ()
     forgotten: tuple[str, ...] = ()
 
 

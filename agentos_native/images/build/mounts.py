@@ -1,8 +1,8 @@
 """``RUN --mount``: what is only there while the program runs.
 
-There are no mounts: files of a ``bind`` are copied into a layer below that of the RUN, which the image does not get,
-and what the program leaves at the path of any mount is left out of its layer. So a ``cache`` begins empty each time;
-a step whose inputs did not change is not run again anyway.
+Only a ``cache`` is a mount, of a directory that the store keeps (`images.caches`). Files of a ``bind`` are copied into
+a layer below that of the RUN, which the image does not get, and what the program leaves at the path of any mount is
+left out of its layer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from agentos_native.images.build.configure import absolute
-from agentos_native.images.build.model import Copy, Instruction
+from agentos_native.images.build.model import SHARING, Cache, Copy, Instruction
 from agentos_native.images.build.scope import InstructionError, State, unsupported
 
 _ALIASES: Final = {"dst": "target", "destination": "target", "src": "source", "ro": "readonly", "rw": "readwrite"}
@@ -23,6 +23,8 @@ _KEYS: Final = {
     "secret": {"target", "id", "required", "mode", "uid", "gid", "env"},
     "ssh": {"target", "id", "required", "mode", "uid", "gid"},
 }
+_ID_MAX: Final = 65535
+_DIGITS: Final = 8
 _HINTS: Final = {
     "secret": "an image must not depend on secrets: give them to the agent when it runs",
     "ssh": "fetch what needs the key before the build, and COPY it",
@@ -33,6 +35,7 @@ class Mounts(NamedTuple):
     """As in `Run`."""
 
     binds: tuple[Copy, ...]
+    caches: tuple[Cache, ...]
     forgotten: tuple[str, ...]
 
 
@@ -56,6 +59,7 @@ def mounts_of(instruction: Instruction, state: State, find_origin: Callable[[str
     """
     expander = state.expander(instruction)
     binds: list[Copy] = []
+    caches: dict[str, Cache] = {}
     forgotten: list[str] = []
     for flag, value in instruction.flags:
         if flag != "mount":
@@ -74,8 +78,10 @@ def mounts_of(instruction: Instruction, state: State, find_origin: Callable[[str
             raise InstructionError(f"--mount={value} would hide everything", "target=/path")
         if kind == "bind":
             binds.append(_bind(options, target, find_origin))
+        elif kind == "cache":
+            caches[target] = _cache(options, target)
         forgotten.append(target)
-    return Mounts(tuple(binds), tuple(dict.fromkeys(forgotten)))
+    return Mounts(tuple(binds), tuple(caches.values()), tuple(dict.fromkeys(forgotten)))
 
 
 def _options(value: str) -> dict[str, str]:
@@ -97,6 +103,37 @@ def _options(value: str) -> dict[str, str]:
             raise unsupported(f"--mount of type cache with {key}= is not supported", "COPY what it is to begin with")
         raise InstructionError(f"--mount of type {kind} has no {key!r}", ", ".join(sorted(_KEYS[kind])))
     return found
+
+
+def _cache(options: dict[str, str], target: str) -> Cache:
+    said = options.get("sharing", "locked")
+    sharing = next((known for known in SHARING if known == said), None)
+    if sharing is None:
+        raise InstructionError(f"--mount has sharing={said[:40]!r}", ", ".join(SHARING))
+    return Cache(
+        target=target,
+        id=options.get("id") or target,
+        sharing=sharing,
+        read_only=options.get("readonly", "false") not in ("false", "0"),
+        mode=_integer(options, "mode", 0o755, 8, 0o7777),
+        uid=_integer(options, "uid", 0, 10, _ID_MAX),
+        gid=_integer(options, "gid", 0, 10, _ID_MAX),
+    )
+
+
+def _integer(options: dict[str, str], key: str, default: int, base: int, most: int) -> int:
+    text = options.get(key)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > _DIGITS:
+        raise InstructionError(f"--mount has {key}={text[:40]!r}", "a number")
+    try:
+        value = int(text, base)
+    except ValueError:
+        value = most + 1
+    if value > most:
+        raise InstructionError(f"--mount has {key}={text!r}", f"a number up to {most:{'o' if base == 8 else 'd'}}")
+    return value
 
 
 def _bind(options: dict[str, str], target: str, find_origin: Callable[[str], str]) -> Copy:

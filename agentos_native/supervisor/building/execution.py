@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -18,10 +19,11 @@ from agentos_native.images import names
 from agentos_native.images.build import context
 from agentos_native.images.build.evaluate import evaluate
 from agentos_native.images.build.model import Copy, Instruction, Plan, Run, Stage, Step
+from agentos_native.images.caches import Held
 from agentos_native.images.model import History, Image, ImageConfig, Layer, Manifest
 from agentos_native.images.oci.model import LAYERS_MAX
 from agentos_native.images.unpack.messages import Progress
-from agentos_native.spec.model import NetworkMode
+from agentos_native.spec.model import NetworkMode, Volume
 from agentos_native.supervisor import admission, imagetypes
 from agentos_native.supervisor.agents import Agent
 from agentos_native.supervisor.building import failing, keys, sandbox
@@ -35,6 +37,7 @@ T = TypeVar("T")
 COMMENT: Final = "agentos-native image build"
 _ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}
 _REPORT_EVERY: Final = 0.2
+_CACHE_POLL: Final = 0.2
 
 
 @dataclass
@@ -261,9 +264,10 @@ class Build:
         if not tree.layers:
             raise failing.error(self._describe(place), "there is no program in an empty stage", run, network)
         image = await self._thread(self._pins.pin, tree.layers)
-        spec = sandbox.spec_of(run, self._request, network, self._id, place.step, image.digest)
         output = Output(self._feed, place.step)
         async with contextlib.AsyncExitStack() as stack:
+            caches = await self._caches(run, place, stack)
+            spec = sandbox.spec_of(run, self._request, network, (self._id, place.step), image.digest, caches)
             try:
                 agent = await stack.enter_async_context(
                     sandbox.ran(self._lifecycle, spec, place.step, self._feed, output)
@@ -283,6 +287,26 @@ class Build:
                 image = await self._keep_failed(tree, step, run, left)
                 failure.details["failed_image"] = image.digest
             raise failure
+
+    async def _caches(self, run: Run, place: _Place, stack: contextlib.AsyncExitStack) -> tuple[Volume, ...]:
+        """The caches of a RUN, held by `stack`."""
+        if not run.caches:
+            return ()
+        held = stack.enter_context(Held())
+        told = False
+        while not await self._thread(self._workshop.caches.take, held, self._request.tenant, run.caches):
+            if not told:
+                self._note(place, ["waits for a cache that another build has"])
+                told = True
+            await asyncio.sleep(_CACHE_POLL)
+        return tuple(
+            Volume(
+                source=stack.enter_context(self._host.grants.granted(held.trees[cache.target])),
+                target=cache.target,
+                read_only=cache.read_only,
+            )
+            for cache in run.caches
+        )
 
     async def _left(self, agent: Agent, stack: contextlib.AsyncExitStack) -> Left:
         """The user namespace is the launcher's to make: nobody else clones."""

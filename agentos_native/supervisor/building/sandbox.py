@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Final
 
 from agentos_native.images.build.model import Run
-from agentos_native.spec.model import AgentSpec, Limits, NetworkMode, Resources
+from agentos_native.spec.model import AgentSpec, Limits, NetworkMode, Resources, Volume
 from agentos_native.supervisor.agents import BUILD_LABEL, Agent
 from agentos_native.supervisor.attaching import until_ended
 from agentos_native.supervisor.building.feed import Feed, Output
@@ -23,8 +23,11 @@ CAPABILITIES: Final = (
 """What installing software takes; all of it counts for the sandbox's own files and ids only."""
 
 
-def spec_of(run: Run, request: BuildRequest, network: NetworkMode, build: str, step: int, image: str) -> AgentSpec:
-    """The agent of one RUN. `image`: the digest of the stage so far."""
+def spec_of(
+    run: Run, request: BuildRequest, network: NetworkMode, name: tuple[str, int], image: str, caches: tuple[Volume, ...]
+) -> AgentSpec:
+    """The agent of one RUN. `name`: the build and the number of its step. `image`: the digest of the stage so far."""
+    build, step = name
     return AgentSpec(
         name=f"build-{build}-{step}",
         tenant=request.tenant,
@@ -38,6 +41,7 @@ def spec_of(run: Run, request: BuildRequest, network: NetworkMode, build: str, s
         network=network,
         capabilities=CAPABILITIES,
         resources=Resources(limits=limits_of(request)),
+        volumes=caches,
     )
 
 

@@ -22,6 +22,7 @@ from agentos_native.errors import AgentosError
 from agentos_native.images import confine, rootfs
 from agentos_native.images.build import apply, context, dockerfile
 from agentos_native.images.build.model import Copy, Instruction
+from agentos_native.images.caches import Caches
 from agentos_native.images.model import Layer
 from agentos_native.images.session import ProgressCallback, Session
 from agentos_native.images.store import ImageStore
@@ -83,6 +84,7 @@ class Workshop:
     def __init__(self, store: ImageStore) -> None:
         self.catalog = store.catalog
         self.threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="build")
+        self.caches = Caches(store.path)
         self._hashes = context.Hashes()
         self._parsed: OrderedDict[str, tuple[Instruction, ...]] = OrderedDict()
 
