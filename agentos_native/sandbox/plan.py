@@ -23,7 +23,7 @@ import os
 import resource
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Final
 
@@ -117,9 +117,9 @@ class _Builder:
     def __call__(self, name: str, *arguments: Argument, note: str = "") -> None:
         self.operations.append(Operation(self.stage, name, arguments, note))
 
-    def same(self, part: Callable[[_Builder], None]) -> None:
-        """What `part` adds; it is the same in every plan."""
-        self.operations += _operations(part)
+    def same(self, part: Callable[..., None], *arguments: Hashable) -> None:
+        """What ``part(self, *arguments)`` adds: it takes no fds and depends on nothing else, so it is kept."""
+        self.operations += _operations(part, *arguments)
 
     def mount(self, register: Register, target: str, fstype: str, options: dict[str, str], attributes: int) -> None:
         """Mount a new file system at `target`; values "" are flags."""
@@ -129,10 +129,10 @@ class _Builder:
             self("attach", register, target)
 
 
-@functools.cache
-def _operations(part: Callable[[_Builder], None]) -> tuple[Operation, ...]:
+@functools.lru_cache(maxsize=128)
+def _operations(part: Callable[..., None], *arguments: Hashable) -> tuple[Operation, ...]:
     add = _Builder()
-    part(add)
+    part(add, *arguments)
     return tuple(add.operations)
 
 
@@ -159,25 +159,20 @@ def start_plan(config: SandboxConfig, fds: Fds) -> Plan:
     check(config, fds)
     add = _Builder()
     cgroup = add.fd("cgroup", fds.cgroup)
-    _limits(add, config)
-    add.stage = "network"
-    add("setns", add.fd("netns", fds.netns), ns.CLONE_NEWNET)
-    add.stage = "cgroup namespace"
-    add("unshare", ns.CLONE_NEWCGROUP)
+    add.same(_limits, config.rlimits)
+    add.same(_namespaces, add.fd("netns", fds.netns))
     add.stage = "hostname"
     add("sethostname", config.hostname, len(config.hostname.encode()))
-    _root(add, add.fd("rootfs", fds.rootfs))
+    add.same(_root, add.fd("rootfs", fds.rootfs))
     add.stage = "owner"
     add("become_owner", config.id_base)
     add.same(_dev)
-    _terminals_and_memory(add, config)
+    _terminals(add, config)
+    add.same(_shared_memory, config.shm_bytes)
     add.same(_kernel_trees)
     _volumes(add, config, fds)
-    add.stage = "user namespace"
-    add("setns", add.fd("userns", fds.userns), ns.CLONE_NEWUSER)
-    add.stage = "mount lock"
-    add("unshare", ns.CLONE_NEWNS)
-    _identity(add, config)
+    add.same(_lock, add.fd("userns", fds.userns))
+    add.same(_identity, config.uid, config.gid, config.groups, config.capabilities)
     _surroundings(add, config, fds)
     _execute(add, config, add.fd("init", fds.init), ("init", "--", *config.argv))
     flags = ns.CLONE_NEWNS | ns.CLONE_NEWPID | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS
@@ -194,22 +189,22 @@ def exec_plan(config: SandboxConfig, fds: Fds) -> Plan:
     add = _Builder()
     cgroup = add.fd("cgroup", fds.cgroup)
     pidns = add.fd("pidns", fds.pidns)
-    _limits(add, config)
+    add.same(_limits, config.rlimits)
     add.stage = "namespaces"
     agent = add.fd("agent", fds.agent)
     flags = ns.CLONE_NEWNET | ns.CLONE_NEWIPC | ns.CLONE_NEWUTS | ns.CLONE_NEWCGROUP | ns.CLONE_NEWNS
     add("setns", agent, flags | ns.CLONE_NEWUSER, note="all of the agent's but pid, which the clone has entered")
-    _identity(add, config)
+    add.same(_identity, config.uid, config.gid, config.groups, config.capabilities)
     _surroundings(add, config, fds)
     _execute(add, config, NO_FD, config.argv)
     return Plan(tuple(add.operations), add.fds, 0, cgroup.number, pidns.number)
 
 
-def _limits(add: _Builder, config: SandboxConfig) -> None:
+def _limits(add: _Builder, rlimits: tuple[tuple[str, int], ...]) -> None:
     """While still host root, who may raise a hard limit. The number of files comes last, as it binds the child."""
     add.stage = "limits"
     add("umask", 0)
-    limits = {"core": 0} | dict(config.rlimits)
+    limits = {"core": 0} | dict(rlimits)
     for name, value in limits.items():
         if name != "nofile":
             add("prlimit64", 0, RLIMITS[name], _rlimit(value, value), 0, note=f"{name} = {value}")
@@ -217,6 +212,20 @@ def _limits(add: _Builder, config: SandboxConfig) -> None:
 
 def _rlimit(soft: int, hard: int) -> bytes:
     return struct.pack("=2Q", soft & (1 << 64) - 1, hard & (1 << 64) - 1)
+
+
+def _namespaces(add: _Builder, netns: Fd) -> None:
+    add.stage = "network"
+    add("setns", netns, ns.CLONE_NEWNET)
+    add.stage = "cgroup namespace"
+    add("unshare", ns.CLONE_NEWCGROUP)
+
+
+def _lock(add: _Builder, userns: Fd) -> None:
+    add.stage = "user namespace"
+    add("setns", userns, ns.CLONE_NEWUSER)
+    add.stage = "mount lock"
+    add("unshare", ns.CLONE_NEWNS)
 
 
 def _root(add: _Builder, rootfs: Fd) -> None:
@@ -241,12 +250,15 @@ def _dev(add: _Builder) -> None:
     add("attach", _DEV, "/dev")
 
 
-def _terminals_and_memory(add: _Builder, config: SandboxConfig) -> None:
+def _terminals(add: _Builder, config: SandboxConfig) -> None:
     add.stage = "mount /dev/pts"
     options = {"newinstance": "", "ptmxmode": "0666", "mode": "0620", "gid": str(config.id_base + _TTY_GID)}
     add.mount(_FRESH, "/dev/pts", "devpts", options, _NOSUID | _NOEXEC)
+
+
+def _shared_memory(add: _Builder, size: int) -> None:
     add.stage = "mount /dev/shm"
-    shm = {"mode": "1777", "size": str(config.shm_bytes)}
+    shm = {"mode": "1777", "size": str(size)}
     add.mount(_FRESH, "/dev/shm", "tmpfs", shm, _NOSUID | _NODEV | _NOEXEC)
     add.stage = "mount /dev/mqueue"
     add.mount(_FRESH, "/dev/mqueue", "mqueue", {}, _NOSUID | _NODEV | _NOEXEC)
@@ -282,16 +294,16 @@ def _volumes(add: _Builder, config: SandboxConfig, fds: Fds) -> None:
         add("mount_setattr", CWD, "/", 0, attr, len(attr), note="ro")
 
 
-def _identity(add: _Builder, config: SandboxConfig) -> None:
+def _identity(add: _Builder, uid: int, gid: int, groups: tuple[int, ...], capabilities: tuple[str, ...]) -> None:
     add.stage = "identity"
-    add("setgroups", len(config.groups), struct.pack(f"={len(config.groups)}I", *config.groups))
-    add("setresgid", config.gid, config.gid, config.gid)
-    add("setresuid", config.uid, config.uid, config.uid)
+    add("setgroups", len(groups), struct.pack(f"={len(groups)}I", *groups))
+    add("setresgid", gid, gid, gid)
+    add("setresuid", uid, uid, uid)
     add("prctl", _PR_SET_PDEATHSIG, _SIGKILL, 0, 0, 0, note="the change of ids has cleared it")
     if have_keyrings():
         add("keyctl", _KEYCTL_JOIN_SESSION_KEYRING, 0, note="an empty session keyring instead of the launcher's")
     add.stage = "capabilities"
-    kept = caps.mask(config.capabilities)
+    kept = caps.mask(capabilities)
     add("drop_bounding", kept)
     add("prctl", _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     add("capset", *caps.capset_arguments(kept, kept, 0))
