@@ -179,17 +179,21 @@ class NodeNetwork:
         self._live.clear()
 
     def teardown(self) -> None:
-        """Remove every wire of the node, its table, and what is tracked of it; then `close`. Routing stays as it is."""
-        host = self._ready()
-        slots = set(self.found()) | set(self._live)
+        """Remove every wire of the node, its table, and what is tracked of it; then `close`, whatever came of that.
+        Routing stays as it is."""
         try:
-            host.delete_all_links()
-            for slot in slots:
-                host.forget_connections(fields_of(addresses(self._block, slot)))
-            host.delete_table()
+            self._remove_everything(self._ready())
         except OSError as error:
             raise failure("teardown", error, f"node {self._node}") from error
-        self.close()
+        finally:
+            self.close()
+
+    def _remove_everything(self, host: HostSide) -> None:
+        slots = set(self.found()) | set(self._live)
+        host.delete_all_links()
+        for slot in slots:
+            host.forget_connections(fields_of(addresses(self._block, slot)))
+        host.delete_table()
 
     def _opened(self) -> HostSide:
         if self._host is None:

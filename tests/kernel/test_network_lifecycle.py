@@ -389,6 +389,25 @@ def test_a_closed_node_leaves_no_fd_and_no_thread(world: World) -> None:
     assert os.stat("/proc/thread-self/ns/net").st_ino == ns.inode("self", "net")
 
 
+def test_a_teardown_that_fails_leaves_no_fd(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the socket would be found by whoever collects garbage next."""
+    fds = networks.open_fds()
+    network = NodeNetwork("short", 6, ahead=0)
+    network.open()
+
+    def refuse() -> None:
+        raise OSError(errno.EBUSY, "busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(network._opened(), "delete_table", refuse)
+        with pytest.raises(AgentosError):
+            network.teardown()
+    assert networks.open_fds() == fds
+    network.open()
+    network.teardown()
+    assert networks.open_fds() == fds
+
+
 def test_namespaces_made_ahead_are_used_replaced_and_not_leaked(world: World) -> None:
     fds = networks.open_fds()
     network = NodeNetwork("shelf", 6, ahead=2)
