@@ -57,8 +57,9 @@ class Caps:
             slots: everybody; caps: CPUs in the plan's order, ∞: none; now: time.monotonic().
         """
         plan = slots.plan()
-        for slot in sorted(self._unknown & set(plan.slots.tolist())):
-            self._see(slots.at(slot), now)
+        if self._unknown:
+            for slot in sorted(self._unknown & set(plan.slots.tolist())):
+                self._see(slots.at(slot), now)
         due: list[tuple[Agent, int | None]] = []  # None: its own limit again
         capped = np.flatnonzero(np.isfinite(caps))
         for slot, cap in zip(plan.slots[capped].tolist(), caps[capped].tolist(), strict=True):
