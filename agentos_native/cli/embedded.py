@@ -75,7 +75,7 @@ def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, *, lasting: b
             time.sleep(_POLL)
             continue
         if lasting or named:
-            raise _unanswered(missing, client.socket) if named else missing
+            raise _unanswered(missing, client.socket, lasting) if named else missing
         if (ends := _make_fifo(fifo)) is None:  # another command was faster
             continue
         try:
@@ -96,11 +96,10 @@ def _is_coming(socket: str) -> bool:
     return holder is not None and not holder.embedded and holder.socket in ("", path)
 
 
-def _unanswered(error: AgentosError, socket: str) -> AgentosError:
-    hint = (
-        f"start one there with: agentos-native --socket {socket} supervise\n"
-        "or leave --socket out: without any supervisor this command brings one along"
-    )
+def _unanswered(error: AgentosError, socket: str, lasting: bool) -> AgentosError:
+    hint = f"start one there with: agentos-native --socket {socket} supervise"
+    if not lasting:
+        hint += "\nor leave --socket out: without any supervisor this command brings one along"
     return AgentosError(error.code, error.what, error.where, hint)
 
 
