@@ -82,7 +82,8 @@ class Source:
             profile=self.random.random((n, 2)) if self.random.random() < 0.9 else None,
         )
         seen = Experience(self._floats(0.5), self._floats(0.5)) if self.random.random() < 0.8 else None
-        inputs = Inputs(problem, self.warm, self.trims, seen, 2.0, 1.0)
+        lately = self._floats(0.3) if self.random.random() < 0.8 else None
+        inputs = Inputs(problem, self.warm, self.trims, seen, 2.0, 1.0, lately)
         outcome = alloc.turn(inputs)
         assert outcome.trims is not None
         self.warm, self.trims = outcome.warm, outcome.trims
