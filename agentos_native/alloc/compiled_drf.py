@@ -55,7 +55,9 @@ def _go_on(
     agents: Any, begin: int, end: int, budget: Floats, level: float, guesses: Floats, scales: Reals, levels: Floats
 ) -> None:
     """The rounds of a tier after its first: whoever uses no resource with a level yet rises on, `scales` says so."""
-    shut = levels < np.inf
+    shut = np.empty(len(levels), np.bool_)
+    for j in range(len(levels)):
+        shut[j] = levels[j] < np.inf
     none = np.int64(0)  # typed: a helper is compiled once more for a literal
     index, sums = np.empty(end - begin + 1, np.int32), np.empty((3, len(budget)))
     inside, swept = np.empty(end - begin, np.int32), np.full(4, -1.0)
@@ -155,7 +157,9 @@ def _presume(swept: Floats, sums: Floats, capacity: Floats) -> tuple[int, bool]:
     while first < tiers and swept[first, 3] == -2.0:
         first += 1
     for t in range(tiers):
-        use += sums[t, 0] if t < first or (t == first and swept[t, 3] >= 0) else sums[t, 2]
+        row = 0 if t < first or (t == first and swept[t, 3] >= 0) else 2
+        for j in range(len(use)):
+            use[j] += sums[t, row, j]
     return first, fits(use, capacity)
 
 
@@ -168,7 +172,7 @@ def _fill(
     tiers, m = len(starts) - 1, len(capacity)
     inside = np.empty(len(weights), np.int32)
     sums, after, swept = np.empty((tiers, 3, m)), np.zeros((tiers + 1, m)), np.full((tiers, 4), -1.0)
-    later = False
+    later = tiers == 0  # not a literal: a helper is compiled once more for each
     for t in range(tiers):
         begin, end = starts[t], starts[t + 1]
         _sum_tier(agents, begin, end, guesses[t], swept[t], sums[t], inside[begin:end], later)
@@ -177,7 +181,8 @@ def _fill(
     for t in range(tiers - 1, -1, -1):
         if t <= first and not granted and swept[t, 3] != -1.0:
             totals(columns, floors, starts[t], starts[t + 1], sums[t, 2])
-        after[t] = after[t + 1] + sums[t, 2]
+        for j in range(m):
+            after[t, j] = after[t + 1, j] + sums[t, 2, j]
     if not granted and not scaled and not fits(after[0], capacity):
         return True
     used[:] = 0.0
@@ -192,8 +197,9 @@ def _fill(
                 closed[j] |= budget[j] <= sums[t, 2, j]
             part = inside[begin:end]
             _tier(agents, begin, end, budget, closed, guesses[t], swept[t], sums[t], part, scales, levels[t])
-        used += sums[t, 0]
-        closed |= levels[t] < np.inf
+        for j in range(m):
+            used[j] += sums[t, 0, j]
+            closed[j] |= levels[t, j] < np.inf
     return False
 
 

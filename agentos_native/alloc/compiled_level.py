@@ -70,7 +70,7 @@ def sweep(
     bent = np.zeros(BLOCK, np.int8)
     words = bent.view(np.int64)
     at_low, at_high = np.empty(BLOCK, weights.dtype), np.empty(BLOCK, weights.dtype)
-    count = 0
+    count = np.int64(0)
     sums[: 3 if floors_too else 2] = 0.0
     for first in range(begin, end, BLOCK):
         last = min(first + BLOCK, end)
@@ -160,7 +160,8 @@ def _take_out(agents: Any, inside: Indices, low: float, high: float, sums: Float
     weights, columns, floors, ceilings = agents
     real, m, count = weights.dtype.type, len(columns), len(inside)
     few, line = np.empty((3 + m, count)), np.empty((2, m))
-    line[0], line[1] = sums[0], sums[1] - sums[0]
+    for j in range(m):
+        line[0, j], line[1, j] = sums[0, j], sums[1, j] - sums[0, j]
     for k in range(count):
         i = inside[k]
         few[0, k], few[1, k], few[2, k] = weights[i], floors[i], ceilings[i]
@@ -251,11 +252,12 @@ def search(
     real = weights.dtype.type
     level, left, right, count = swept[0], swept[1], swept[2], int(swept[3])  # no count: no sweep yet
     high, width, unsure, narrowed = np.inf, BRACKET, True, 0
+    never = len(budget) == 0  # not a literal: a helper is compiled once more for each
     for _ in range(MAX_STEPS):
         if count < 0:
             left = np.float64(real(max(level * (1.0 - width), low)))
             right = np.float64(real(min(level * (1.0 + width), high)))
-            count = sweep(agents, begin, end, left, right, sums, inside, np.bool_(False))
+            count = sweep(agents, begin, end, left, right, sums, inside, never)
         over, under = not fits(sums[0], budget), fits(sums[1], budget)
         if over:
             unsure, high = False, left
