@@ -383,6 +383,5 @@ def test_limits_come_with_the_start_survive_the_supervisor_and_go_with_the_agent
         os.close(inner)
         for made in (agent, free):
             ground.client.remove(made.id, force=True)
-    assert kept() == []
-    assert networks.agent_links() == []
+    eventually(lambda: (kept(), networks.agent_links()) == ([], []), "its wire is gone, and the rates with it")
     assert ground.stop(ground.running[-1].pid) == 0
