@@ -177,8 +177,10 @@ class Place:
     def inventory(self, launcher: int) -> dict[str, Any]:
         """Everything that a start makes, counted; the same numbers mean that nothing was left or lost.
 
-        Taken until it stays the same: pools are filled and connections closed in the background.
+        Taken until it stays the same: pools are filled and connections closed in the background. Wires of ended agents
+        go a moment later than the agents.
         """
+        eventually(lambda: len(self._links()) <= len(self.client.agents()), "no more wires than agents that live")
         last = self._look(launcher)
         for _ in range(20):
             time.sleep(0.2)
