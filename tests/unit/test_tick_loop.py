@@ -377,3 +377,11 @@ def test_the_compiled_engine_is_loaded_in_the_background(loop: Loop) -> None:
     finally:
         sensors.use_python()
         use_numpy()
+
+
+def test_a_limit_of_one_cpu_is_not_taken_for_a_single_thread(loop: Loop) -> None:
+    """A tenth of each CPU is not there: one thread cannot have a whole one then, two can have as much together."""
+    loop.kernel.outside = 0.2
+    loop.agent("two", tier="high", limit=1000, threads=2)
+    loop.agent("hog", threads=2)
+    assert loop.settled()["two"].entitled == pytest.approx(1.0, abs=0.001)

@@ -61,12 +61,13 @@ class Wants:
         unknown = np.isnan(measured.stalled)
         wanted = demand.estimate(measured.used, measured.stalled)
         wanted = np.where(unknown, demand.without_pressure(measured.used, entitled), wanted)
-        self.unheld[places] = np.minimum(wanted, self._cpus)
-        wanted = np.minimum(wanted, np.minimum(slots.limit[places], self._cpus))
+        unheld = self.unheld[places] = np.minimum(wanted, self._cpus)
+        limit = slots.limit[places]
         # threads are counted only for those that would otherwise get more than their last known number allows
-        for index in np.flatnonzero(wanted > np.maximum(self._tasks[places], 1.0)).tolist():
+        for index in np.flatnonzero(np.minimum(unheld, limit) > np.maximum(self._tasks[places], 1.0)).tolist():
             slot = int(places[index])
             self._tasks[slot] = sensors.read_tasks(self._tree.get(slots.at(slot).ref).path) or np.inf
         tasks = np.where(self._tasks[places] > 0, self._tasks[places], np.inf)
-        wanted = np.minimum(wanted, np.maximum(tasks, 1.0))
-        return demand.in_parallel(wanted, had, capacity / self._cpus, self._cpus)
+        unheld = np.minimum(unheld, np.maximum(tasks, 1.0))
+        # how many threads there are is told by what they want without the limit, which several of them may share
+        return np.minimum(demand.in_parallel(unheld, had, capacity / self._cpus, self._cpus), limit)
