@@ -44,8 +44,9 @@ def processor_seconds(pids: Iterable[int], *, children: bool = False) -> float:
     """User and system time that `pids` have used together; with `children` also that of children they reaped."""
     total = 0
     for pid in pids:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        total += sum(int(field) for field in fields[11 : 15 if children else 13])
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended, like an id map's holder
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += sum(int(field) for field in fields[11 : 15 if children else 13])
     return total / TICKS
 
 
