@@ -11,7 +11,7 @@ namespaces (`netns`).
     destroy = elements → pair → tracked connections                              each step idempotent
     retire  = the elements now, the others a little later (`retiring`)
 
-An agent without rates costs nothing for `shaping` but an open socket, and that only where it may reach the outside.
+An agent without rates costs nothing for `shaping` but an open socket.
 """
 
 from __future__ import annotations
