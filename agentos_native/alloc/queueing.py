@@ -440,4 +440,5 @@ def _both(one: Amounts, other: Amounts) -> bool:
 
 
 def _exceeds(least: float, free: float) -> bool:
-    return least > free + _ROUNDING
+    """Nothing is too little, even where more is promised than there is: a machine may have become smaller."""
+    return least > max(free, 0.0) + _ROUNDING

@@ -426,3 +426,13 @@ def test_places_are_the_order_of_service_when_everything_fits(
 @pytest.mark.parametrize("asked", [ask(0, 0), ask(1000, 0), ask(0, 1000)])
 def test_the_cost_is_the_dominant_share(asked: Amounts) -> None:
     assert Room(NODE, {}).cost(asked) == max(asked[0] / 1000, asked[1] / 1000, 1 / 64)
+
+
+def test_who_needs_nothing_of_what_is_overdrawn_goes_on() -> None:
+    node = Node()
+    node.ask("a", ask(900))
+    node.serve()
+    node.ask("a", ask(300))
+    node.accounts["b"] = Account(floor=(300, 0, 0, 0))  # as after a restart on a smaller machine
+    small = node.ask("c", ask(0, 300))
+    assert node.serve() == [small]

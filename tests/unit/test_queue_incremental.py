@@ -14,25 +14,23 @@ from tests.unit.queuereference import Reference
 
 NODE: Amounts = (1000, 1000, 8, inf, 100, 100)
 TENANTS = ("a", "b", "c", "d", "e")
-amount = st.sampled_from([0, 0, 1, 50, 100, 300, 400, 600])
-asks = st.tuples(amount, amount, st.integers(0, 1), st.just(1), st.sampled_from([0, 0, 0, 40, 70]), st.just(0))
+amount = st.sampled_from([0, 50, 200, 300, 400, 600])
+asks = st.tuples(amount, amount, st.sampled_from([0, 0, 0, 1]), st.just(1), st.sampled_from([0, 0, 0, 70]), st.just(0))
 accounts = st.builds(
     Account,
     st.sampled_from([1.0, 100.0, 300.0]),
     st.sampled_from([(0, 0, 0, 0, 0, 0), (300, 0, 0, 0, 0, 0), (100, 200, 0, 0, 0, 0)]),
     st.sampled_from([(inf,) * 6, (inf, 600, *[inf] * 4), (inf, inf, inf, 1, inf, inf), (500, 500, *[inf] * 4)]),
 )
-moves = st.lists(
-    st.one_of(
-        st.tuples(st.just("ask"), st.sampled_from(TENANTS), asks, st.integers(0, 2)),
-        st.tuples(st.just("end"), st.integers(0, 100)),
-        st.tuples(st.just("cancel"), st.integers(0, 100)),
-        st.tuples(st.just("other"), st.integers(0, 100), asks),
-        st.tuples(st.just("account"), st.sampled_from(TENANTS), accounts),
-    ),
-    min_size=1,
-    max_size=60,
-)
+MOVES = {
+    "ask": st.tuples(st.just("ask"), st.sampled_from(TENANTS), asks, st.sampled_from([1, 1, 1, 0, 2])),
+    "end": st.tuples(st.just("end"), st.integers(0, 100)),
+    "cancel": st.tuples(st.just("cancel"), st.integers(0, 100)),
+    "other": st.tuples(st.just("other"), st.integers(0, 100), asks),
+    "account": st.tuples(st.just("account"), st.sampled_from(TENANTS), accounts),
+}
+often = st.sampled_from(["ask"] * 10 + ["end"] * 3 + ["cancel", "other", "account"])
+moves = st.lists(often.flatmap(MOVES.__getitem__), min_size=15, max_size=40)
 
 
 class Twins:
@@ -115,7 +113,7 @@ class Twins:
 
 
 @given(st.dictionaries(st.sampled_from(TENANTS), accounts, max_size=3), moves)
-@settings(max_examples=400)
+@settings(max_examples=80)
 def test_the_same_starts_in_the_same_order_for_the_same_reasons(terms: dict[str, Account], steps: list[tuple]) -> None:  # type: ignore[type-arg]
     twins = Twins(terms)
     for step in steps:
@@ -124,7 +122,7 @@ def test_the_same_starts_in_the_same_order_for_the_same_reasons(terms: dict[str,
 
 
 @given(st.dictionaries(st.sampled_from(TENANTS), accounts, max_size=3), moves)
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_many_moves_between_two_looks(terms: dict[str, Account], steps: list[tuple]) -> None:  # type: ignore[type-arg]
     twins = Twins(terms)
     for start in range(0, len(steps), 7):
