@@ -30,6 +30,7 @@ from agentos_native.images.unpack.messages import (
     CopyItem,
     Expect,
     Failed,
+    Found,
     Job,
     Measured,
     Message,
@@ -176,6 +177,21 @@ class Session:
         with self._target(tree_fd) as target:
             return self._fill(job, descriptors | {"target": target}, progress)
 
+    def find_or_unpack(
+        self, source_fd: int, tree_fd: int, progress: ProgressCallback | None = None
+    ) -> Unpacked | Found:
+        """As `unpack` of a ``tar``, unless it is a plain one of an image whose blobs can be read where they lie: then
+        it is left as it is, and so is the tree.
+
+        What is found is a child's word, to be looked at (`oci.members`); and where `source_fd` stands is, too.
+
+        Raises:
+            AgentosError: as `unpack`.
+        """
+        job = Job(kind="tar", limits=self._limits, descriptors=(), find=True)
+        with self._target(tree_fd) as target:
+            return self._find_or_fill(job, {"source": source_fd, "tree": tree_fd, "target": target}, progress)
+
     def copy(
         self,
         source_fd: int,
@@ -271,8 +287,18 @@ class Session:
             os.close(target)
 
     def _fill(self, job: Job, descriptors: Mapping[str, int], progress: ProgressCallback | None) -> Unpacked:
+        done = self._find_or_fill(job, descriptors, progress)
+        if isinstance(done, Found):
+            raise self._died()  # it was not asked to look
+        return done
+
+    def _find_or_fill(
+        self, job: Job, descriptors: Mapping[str, int], progress: ProgressCallback | None
+    ) -> Unpacked | Found:
         written = Written()
         for message in self._do(job, descriptors, progress):
+            if isinstance(message, Found):
+                return message
             if isinstance(message, Written):
                 written = message
             elif isinstance(message, Measured):
@@ -296,7 +322,7 @@ class Session:
                 if not self._send([body, *given.values()]):
                     return
                 while (message := self._receive()[0]) is not None:
-                    done = isinstance(message, Failed | Measured | Answered)
+                    done = isinstance(message, Failed | Measured | Answered | Found)
                     if isinstance(message, Failed):
                         raise _error(message)
                     if not isinstance(message, Progress):

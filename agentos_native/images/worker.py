@@ -20,9 +20,10 @@ Theory of operation
    lands on disk as uid 0, and by that mount alone. So the tree has the image's real owners although the process that
    parses the archive could not touch one host file if it were taken over.
 3. A child holds the fds of its job and one pipe to the warden, over which it sends `Progress`, and at the end
-   `Written`, `Answered` or `Failed`. The feeder has a pipe of its own (`Fed`): what was expected of the archive's
-   bytes is compared with what the feeder read, not with what the unpacker says. The digest of the plain tar (diff_id)
-   is the unpacker's word: whoever decompresses has to be believed about that.
+   `Written`, `Answered`, `Found` or `Failed`. The feeder has a pipe of its own (`Fed`): what was expected of the
+   archive's bytes is compared with what the feeder read, not with what the unpacker says. The digest of the plain tar
+   (diff_id) is the unpacker's word: whoever decompresses has to be believed about that. `Found` is its word, too:
+   where in an archive the files of an image are, which whoever asked looks at (`oci.members`).
 4. When the unpacker has ended well, the measurer reads the tree that is on disk now and sends `Measured`: a lying
    unpacker can make a strange image, but cannot give it another image's digest. Meanwhile a thread writes the tree to
    the disk (syncfs), so that the rename that follows never names files that a power cut can lose. The measurer is
@@ -59,6 +60,7 @@ from agentos_native.images.unpack.messages import (
     Answered,
     Failed,
     Fed,
+    Found,
     Job,
     Measured,
     Message,
@@ -78,7 +80,7 @@ TASKS: Final[dict[str, str]] = {
 before the worker leaves the host; a function that imports something itself finds nothing."""
 
 _FUNCTIONS: Final = {children.COPY: "agentos_native.images.unpack.copying:copy"}
-_LINE_MAX: Final = 32 << 10
+_LINE_MAX: Final = 60 << 10
 _READ: Final = 64 << 10
 _JOB_MAX: Final = 64 << 20
 _FDS_MAX: Final = 8
@@ -212,7 +214,7 @@ class Warden:
             if isinstance(word, Failed):
                 return word
         word = child.said.last
-        if child.code != 0 or not isinstance(word, Answered if job.kind == "ask" else Written):
+        if child.code != 0 or not isinstance(word, _last_words(job)):
             raise _ended(child.code, job.limits)
         if isinstance(word, Written) and job.expect.diff_id not in ("", word.diff_id):
             raise mismatch("the layer's content", job.expect.diff_id, word.diff_id)
@@ -271,6 +273,13 @@ class Warden:
                     return
         finally:
             os.close(ended)
+
+
+def _last_words(job: Job) -> type[Message] | tuple[type[Message], ...]:
+    """What a child says that has done it."""
+    if job.kind == "ask":
+        return Answered
+    return (Written, Found) if job.find else Written
 
 
 def _ended(code: int, limits: Limits) -> AgentosError:

@@ -7,14 +7,16 @@ import json
 import os
 import subprocess
 import tarfile
+import time
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 
 from agentos_native.errors import AgentosError
-from agentos_native.images import ImageStore
-from agentos_native.images.oci import answers
+from agentos_native.images import ImageStore, session
+from agentos_native.images.model import Limits
+from agentos_native.images.oci import answers, members
 from agentos_native.images.oci.importing import ImportOptions
 from agentos_native.wire.images import ImageEvent
 from tests.images import needs_root
@@ -69,6 +71,12 @@ def damage(archive: Path, number: int) -> None:
         file.write(os.urandom(size))
 
 
+def settle(archive: Path) -> None:
+    """Wait until another change would show in its times."""
+    while time.time_ns() - archive.stat().st_ctime_ns <= members._SETTLED:
+        time.sleep(0.05)
+
+
 def is_empty(store: ImageStore) -> bool:
     """But for keys that lead nowhere, which cost nothing."""
     return store.list() == [] and [path for path in store.path.glob("*/*") if path.parent.name != "index"] == []
@@ -87,18 +95,36 @@ def test_only_what_the_store_has_not_is_read(
         return real()
 
     monkeypatch.setattr(store.catalog, "staging", staging)
+    written: list[str] = []
+    unpack = session.Session.unpack
+
+    def unpacking(*given: Any, **options: Any) -> session.Unpacked:
+        written.append(options["kind"])
+        return unpack(*given, **options)
+
+    monkeypatch.setattr(session.Session, "unpack", unpacking)
     first = store.import_("first", archive)
-    assert len(staged) == 2  # a tree for each layer, none for the archive
+    assert len(staged) == 3  # a tree for each layer, and one that was for the archive
+    assert written == ["layer"] * 2
     assert first.digest == ImageStore(layout.parent / "other").import_("x", layout).digest
 
     for number in range(2):
         damage(archive, number)
-    # no worker is asked for anything: all that it would say is known
-    monkeypatch.setattr(answers, "Session", None)
-    events: list[ImageEvent] = []
-    assert store.import_("second", archive, watch=events.append).digest == first.digest
-    assert [event.kind for event in events] == ["step", "cached"] * 2
-    assert len(staged) == 2
+    settle(archive)
+    started: list[session.Session] = []
+    start = session.Session
+
+    def starting(limits: Limits) -> session.Session:
+        started.append(start(limits))
+        return started[-1]
+
+    monkeypatch.setattr(answers, "Session", starting)
+    for name in ("second", "third"):
+        events: list[ImageEvent] = []
+        assert store.import_(name, archive, watch=events.append).digest == first.digest
+        assert [event.kind for event in events] == ["step", "cached"] * 2
+    # asked for where things are in the file that was changed, and for nothing when that is known
+    assert (len(started), len(staged)) == (1, 4)
 
 
 @pytest.mark.parametrize("form", ["tar", "oci-archive", "docker-archive"])
@@ -175,3 +201,90 @@ def test_a_reference_is_chosen_from_an_archive(store: ImageStore, layout: Path) 
     assert store.import_("x", archive, options=ImportOptions(ref="docker.io/library/name:tag"))
     with pytest.raises(AgentosError, match="ref-not-found"):
         store.import_("y", archive, options=ImportOptions(ref="none"))
+
+
+# -- a child that was taken over
+
+
+def taken_over(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Workers begin with `code`, in which ``jobs`` is what their children do."""
+    start = session._WORKER.removesuffix("worker.main()")
+    assert start != session._WORKER
+    imports = "import os, time\nimport agentos_native.images.unpack.jobs as jobs\nFound = jobs.Found"
+    monkeypatch.setattr(session, "_WORKER", f"{start}\n{imports}\n{code}\nworker.main()")
+
+
+LIES = {
+    "beyond the end": "(('oci-layout', 512, 2), ('index.json', 1536, 1 << 40))",
+    "a negative offset": "(('oci-layout', -512, 2), ('index.json', 1536, 3))",
+    "a negative size": "(('oci-layout', 512, -2), ('index.json', 1536, 3))",
+    "an enormous number": "(('oci-layout', 512, 2), ('index.json', 512 * 10**40, 3))",
+    "a name twice": "(('oci-layout', 512, 2), ('index.json', 1536, 3), ('index.json', 2560, 3))",
+    "a way out": "(('oci-layout', 512, 2), ('../../etc/passwd', 1536, 3))",
+    "too many": "tuple(('%064d' % number, 512 * number + 512, 0) for number in range(401))",
+    "far too many": "tuple(('%064d' % number, 512 * number + 512, 0) for number in range(100_000))",
+    "other types": "(('oci-layout', '512', 2),)",
+    "no such file": "(('oci-layout', 512, 2), ('index.json', 1536, 3))",
+}
+
+
+@pytest.mark.parametrize("said", LIES.values(), ids=LIES)
+def test_lies_are_an_error_and_change_nothing(
+    store: ImageStore, layout: Path, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = packed(layout, "tar")
+    # this one can be: then it is no layout, is to be unpacked, and again the child only says where things are
+    taken_over(monkeypatch, f"jobs.unpack = lambda *given: Found({said})")
+    with pytest.raises(AgentosError, match="import-failed"):
+        store.import_("x", archive)
+    assert is_empty(store)
+
+
+def test_other_places_of_what_is_there_are_found_by_the_digests(
+    store: ImageStore, layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All true but the places of two blobs, each of which is where the other is."""
+    archive = packed(layout, "tar")
+    with tarfile.open(archive) as tar:
+        index, manifest = (tar.getmember(f"./{name}") for name in ("index.json", manifest_path(layout)))
+        header = tar.getmember("./oci-layout")
+        other = next(each for each in tar if "/sha256/" in each.name and each.name != manifest.name)
+        said = tuple(
+            (name.name.removeprefix("./"), place.offset_data, place.size)
+            for name, place in ((header, header), (index, index), (manifest, other), (other, manifest))
+        )
+    taken_over(monkeypatch, f"jobs.find = lambda source: Found({said!r})")
+    with pytest.raises(AgentosError) as caught:
+        store.import_("x", archive)
+    assert caught.value.code in ("digest-mismatch", "size-mismatch")
+    assert is_empty(store)
+
+
+def manifest_path(layout: Path) -> str:
+    (entry,) = json.loads((layout / "index.json").read_text())["manifests"]
+    return f"blobs/sha256/{entry['digest'][7:]}"
+
+
+def test_a_child_that_hangs_over_the_headers_is_ended(
+    store: ImageStore, layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = packed(layout, "tar")
+    taken_over(monkeypatch, "jobs.find = lambda source: time.sleep(10**6)")
+    with pytest.raises(AgentosError, match="import-timeout"):
+        store.import_("x", archive, limits=Limits(wall_seconds=1))
+    assert is_empty(store)
+
+
+def test_a_child_that_does_not_know_unpacks(store: ImageStore, layout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = ImageStore(layout.parent / "other").import_("x", layout).digest
+    taken_over(monkeypatch, "jobs.find = lambda source: None")
+    assert store.import_("x", packed(layout, "tar")).digest == expected
+
+
+def test_a_child_that_moves_where_the_archive_is_read_spoils_nothing(
+    store: ImageStore, layout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found nothing that is an image, and what comes next begins where the archive begins."""
+    expected = ImageStore(layout.parent / "other").import_("x", layout).digest
+    taken_over(monkeypatch, "jobs.find = lambda source: os.lseek(source, 700, 0) and Found(())")
+    assert store.import_("x", packed(layout, "tar")).digest == expected

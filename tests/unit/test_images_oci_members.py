@@ -1,4 +1,5 @@
-"""Which archives are read where they lie, and what is found in them; see `images.oci.members`."""
+"""Which archives are read where they lie, what is found in them, and what nobody believes who looks; see
+`images.oci.members` and `images.unpack.finding`."""
 
 from __future__ import annotations
 
@@ -10,12 +11,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agentos_native.errors import AgentosError
-from agentos_native.images.oci.members import look
+from agentos_native.images import worker
+from agentos_native.images.oci import members
+from agentos_native.images.oci.members import Members, Place, recall, remember
+from agentos_native.images.unpack.finding import find
+from agentos_native.images.unpack.messages import FOUND_MAX, Found
 
 ONE, TWO = "1" * 64, "2" * 64
 LAYOUT = {"oci-layout": b"{}", "index.json": b"[1]", f"blobs/sha256/{ONE}": b"x" * 1000, f"blobs/sha256/{TWO}": b""}
@@ -58,6 +64,12 @@ def put(tmp_path: Path) -> Iterator[Callable[[bytes], int]]:
     yield make
     for descriptor in opened:
         os.close(descriptor)
+
+
+def look(source: int) -> Members | None:
+    """Both halves; whatever the child finds is believed, as it is no liar."""
+    found = find(source)
+    return None if found is None else Members(source, os.lseek(source, 0, os.SEEK_CUR), found)
 
 
 def read(source: int) -> dict[str, bytes]:
@@ -151,6 +163,9 @@ def extended(records: bytes) -> Callable[[], bytes]:
 
 NOT_UNDERSTOOD: dict[str, Callable[[], bytes]] = {
     "nothing": lambda: b"",
+    "an empty tar": archive,
+    "no image": lambda: archive(file("index.json", b"[]"), file(f"{ONE}.json", b"")),
+    "more than are said": lambda: archive(file("oci-layout"), *(file(f"{n:064}") for n in range(FOUND_MAX))),
     "no tar": lambda: b"\x1f\x8b" + bytes(2000),
     "cut in a header": lambda: archive(*layout())[:700],
     "cut in a blob": lambda: archive(*layout())[: -(10240 - 7 * 512)],
@@ -201,7 +216,7 @@ def test_times_in_extended_headers_do_not_matter(put: Callable[[bytes], int]) ->
 def test_a_pipe_is_for_the_unpacker() -> None:
     reading, writing = os.pipe()
     os.write(writing, archive(*layout())[:4096])
-    assert look(reading) is None
+    assert look(reading) is None and Place.of(reading) is None
     assert len(os.read(reading, 8192)) == 4096
     os.close(reading)
     os.close(writing)
@@ -222,3 +237,80 @@ def test_a_flipped_bit_is_never_a_crash_nor_another_file(
         assert found is None or all(found._files[name].size == len(LAYOUT[name]) for name in LAYOUT)
     finally:
         os.close(descriptor)
+
+
+GOOD = (("oci-layout", 512, 2), ("index.json", 1536, 3), (ONE, 2560, 1000))
+LIES: dict[str, Found] = {
+    "beyond the end": Found((*GOOD, (TWO, 4096, 10_240))),
+    "an offset beyond the end": Found((*GOOD, (TWO, 1 << 40, 0))),
+    "an offset that no file has": Found((*GOOD, (TWO, 1 << 80, 0))),
+    "a negative offset": Found((*GOOD, (TWO, -512, 1))),
+    "a negative size": Found((*GOOD, (TWO, 4096, -1))),
+    "before it begins": Found((("oci-layout", 0, 2), *GOOD[1:])),
+    "in the middle of a block": Found((*GOOD, (TWO, 4097, 1))),
+    "one over another": Found((*GOOD, (TWO, 3072, 1))),
+    "two in one place": Found((*GOOD, (TWO, 2560, 1000))),
+    "no room for a header": Found((*GOOD, (TWO, 3584, 1))),
+    "a name twice": Found((*GOOD, ("index.json", 4608, 1))),
+    "a file and a link": Found((*GOOD, (f"{TWO}/layer.tar", 4608, 1)), ((f"{TWO}/layer.tar", f"{ONE}.tar"),)),
+    "a link twice": Found(GOOD, ((f"{TWO}/layer.tar", f"{ONE}.tar"),) * 2),
+    "a file where files are in": Found((*GOOD, (f"{ONE}/VERSION", 4608, 1))),
+    "a way out": Found((*GOOD, ("../etc/passwd", 4608, 1))),
+    "a way around": Found((*GOOD, (f"blobs/sha256/../{TWO}", 4608, 1))),
+    "an absolute name": Found((*GOOD, ("/etc/passwd", 4608, 1))),
+    "a name of two lines": Found((*GOOD, ("manifest.json\n", 4608, 1))),
+    "another name": Found((*GOOD, ("note.txt", 4608, 1))),
+    "no name": Found((*GOOD, ("", 4608, 1))),
+    "a link of another name": Found(GOOD, (("index.json", f"{ONE}.tar"),)),
+    "a link out": Found(GOOD, ((f"{TWO}/layer.tar", "../../x.tar"),)),
+    "too many": Found(tuple((f"{number:064}", 512 * number + 512, 0) for number in range(FOUND_MAX + 1))),
+    "too many links": Found(GOOD, tuple((f"{number:064}/layer.tar", f"{ONE}.tar") for number in range(FOUND_MAX))),
+}
+
+
+@pytest.mark.parametrize("said", LIES.values(), ids=LIES)
+def test_a_child_that_lies_is_found_out(said: Found, put: Callable[[bytes], int]) -> None:
+    source = put(bytes(10_240))
+    assert Members(source, 0, Found(GOOD)).at_root == {"oci-layout", "index.json", ONE}
+    with pytest.raises(AgentosError, match="import-failed"):
+        Members(source, 0, said)
+
+
+def test_what_was_found_holds_for_the_same_file_alone(
+    put: Callable[[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "_SETTLED", 0)
+    source = put(archive(*layout()))
+    place, said = Place.of(source), find(source)
+    assert place is not None and said is not None and recall(place, source) is None
+    remember(place, said)
+    again = recall(Place.of(source), source)
+    assert again is not None and again.at_root == {"oci-layout", "index.json", "blobs"}
+    os.lseek(source, 512, os.SEEK_SET)
+    assert recall(Place.of(source), source) is None
+    os.lseek(source, 0, os.SEEK_SET)
+    os.utime(source)
+    assert recall(Place.of(source), source) is None
+    other = put(archive(*layout()))
+    assert recall(Place.of(other), other) is None
+
+
+def test_a_file_that_was_changed_a_moment_ago_is_not_remembered(
+    put: Callable[[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(members, "_SETTLED", 10**18)
+    source = put(archive(*layout()))
+    place, said = Place.of(source), find(source)
+    assert place is not None and said is not None
+    remember(place, said)
+    assert recall(place, source) is None
+
+
+def test_the_longest_answer_fits_into_a_message() -> None:
+    """Offsets as large as in a file of a pebibyte; the bound is that of the worker."""
+    far = 1 << 50
+    said = Found(
+        tuple((f"blobs/sha256/{number:064}", far, far) for number in range(FOUND_MAX // 2)),
+        tuple((f"{number:064}/layer.tar", f"{number:064}/layer.tar") for number in range(FOUND_MAX // 2)),
+    )
+    assert len(msgspec.json.encode(said)) < worker._LINE_MAX

@@ -1,10 +1,10 @@
 """From a source to an image of the store: a directory, a tar, an OCI layout or a ``docker save`` archive.
 
-What a source is shows in what lies at its root. Of a plain archive in a file the headers tell (`members`), and only
-what the store has not is read of it. Any other archive, such as one from a pipe or a compressed one, is unpacked first,
-by the same confined unpacker whatever it is, and its blobs are read from there when it turns out to be a layout. A
-layer that the store has already, by its diff id or chain id, is neither read nor hashed: what the image's config says
-of it was verified by the config's digest.
+What a source is shows in what lies at its root. Of a plain archive in a file the headers tell, which the confined
+unpacker looks at before it unpacks anything (`members`): when they are those of an image, only what the store has not
+is read of it. Any other archive, such as one from a pipe or a compressed one, is unpacked first, whatever it is, and
+its blobs are read from there when it turns out to be a layout. A layer that the store has already, by its diff id or
+chain id, is neither read nor hashed: what the image's config says of it was verified by the config's digest.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from agentos_native.images.oci.survey import invalid, parse_platform, unsupporte
 from agentos_native.images.overlay import view
 from agentos_native.images.session import Expect, ProgressCallback, Session, Unpacked
 from agentos_native.images.sources import open_source
-from agentos_native.images.unpack.messages import Progress
+from agentos_native.images.unpack.messages import Found, Progress
 from agentos_native.wire.images import ImageEvent
 
 Watch = Callable[[ImageEvent], None]
@@ -137,11 +137,18 @@ class Importer:
 
     def archive(self, name: str, source: int) -> Image:
         """Import the archive that the fd `source` gives."""
-        there = members.look(source)
+        place = members.Place.of(source)
+        there = members.recall(place, source)
         if there is not None and (known := recognise(there.at_root, there)) is not None:
             return self.layout(name, known)
         with self._catalog.staging() as staged:
-            unpacked = self._session.unpack(source, staged.fd, kind="tar", progress=self._reporter("", source))
+            report = self._reporter("", source)
+            unpacked = self._session.find_or_unpack(source, staged.fd, report)
+            if isinstance(unpacked, Found):
+                lying = self._where_it_lies(place, source, unpacked)
+                if lying is not None:
+                    return self.layout(name, lying)
+                unpacked = self._session.unpack(source, staged.fd, kind="tar", progress=report)
             found = recognise(os.listdir(staged.fd), Directory(staged.fd))
             if found is not None:
                 return self.layout(name, found)
@@ -149,6 +156,15 @@ class Importer:
             self._dismiss()
             layer = self._catalog.add_layer(staged, unpacked.measured.layer())
         return self._plain(name, layer, unpacked)
+
+    def _where_it_lies(self, place: members.Place | None, source: int, found: Found) -> Layout | DockerArchive | None:
+        """What the archive `source` is, by what the child found in it; None when it is to be unpacked after all."""
+        if place is None:
+            raise members.lie("files in a pipe")
+        there = members.Members(source, place.begin, found)
+        members.remember(place, found)
+        os.lseek(source, place.begin, os.SEEK_SET)  # the child has the same open file
+        return recognise(there.at_root, there)
 
     def layout(self, name: str | None, source: Layout | DockerArchive) -> Image:
         """Import the image that the options mean."""

@@ -1,13 +1,15 @@
 """The files of a layout or a ``docker save`` archive where they lie in a plain tar, found by its headers alone.
 
-Such an archive need not be unpacked to be recognised: the headers say where each blob begins, the blobs are passed over
-by seeking, and of those whose layers the store has nothing is read at all.
+Such an archive need not be unpacked to be recognised: blobs are passed over, and of those whose layers the store has
+nothing is read at all. The headers are read by the confined child that would unpack the archive otherwise
+(`unpack.finding`, by `Session.find_or_unpack`); it says names, offsets and sizes, and knows a header from content as
+little as it likes. So what it says is looked at here before anything is opened: names of a closed form, each once, that
+lie one after another inside the file, and not many. What is in them is verified as it is everywhere: documents and
+layers by their digests, the rest by `survey`. A child that was taken over can choose among the archive's bytes no more
+than it could by unpacking them.
 
-This is read where the store is, not in a confined child, so it understands little, and nothing that could be meant in
-two ways: usual headers whose checksum holds, names that are spelled out below, each once, sizes inside the file, and
-extended headers that say when and whose, no more. Of anything else, a single header is enough, it says that it does not
-know (`look` is None), and the archive goes to the unpacker, which decides about it. What is in the members is verified
-as it is everywhere: documents and layers by their digests, the rest by `survey`.
+What was found holds as long as the file is the same, by its inode and the times of its last changes, so that this
+program asks once about an archive. Bytes that changed and left no trace are no more than a child that lies.
 """
 
 from __future__ import annotations
@@ -16,31 +18,24 @@ import os
 import posixpath
 import re
 import stat
-import tarfile
+import threading
+import time
+from collections import OrderedDict
 from typing import Final, NamedTuple
 
+from agentos_native.errors import AgentosError
 from agentos_native.images.oci.layout import Opened, missing
 from agentos_native.images.oci.survey import invalid
-from agentos_native.images.unpack.header import Fields, usual
+from agentos_native.images.unpack.finding import FILE, LINK, LINKED
+from agentos_native.images.unpack.messages import FOUND_MAX, Found
 
-_BLOCK: Final = tarfile.BLOCKSIZE
-_END: Final = bytes(2 * _BLOCK)
-_HEADERS_MAX: Final = 10_000
-"""Several images of 499 layers; a longer archive is none of these, or made to waste time."""
-_KINDS: Final = frozenset((tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.XHDTYPE))
-_EXTENDED_MAX: Final = 4096
-
-_DIRECTORY: Final = re.compile(rb"\.|(?:\./)?(?:blobs(?:/sha256)?|[0-9a-f]{64})")
-_FILE: Final = re.compile(
-    rb"(?:\./)?(oci-layout|index\.json|manifest\.json|repositories|blobs/sha256/[0-9a-f]{64}"
-    rb"|(?:sha256:)?[0-9a-f]{64}(?:\.json|\.tar(?:\.gz)?)?|[0-9a-f]{64}/(?:VERSION|json|layer\.tar))"
-)
-_LINK: Final = re.compile(rb"(?:\./)?([0-9a-f]{64}/layer\.tar)")
-_TARGET: Final = re.compile(rb"\.\./([0-9a-f]{64}(?:/layer)?\.tar)")
-_RECORD: Final = re.compile(
-    rb"([0-9]{1,4}) (?:[acm]time|[ug]id|[ug]name|comment|LIBARCHIVE\.creationtime|SCHILY\.(?:dev|ino|nlink))=[^\n]*\n"
-)
-"""A record of an extended header that changes neither a name nor where anything lies (pax, POSIX.1-2001)."""
+_BLOCK: Final = 512
+_FILE: Final = re.compile(FILE)
+_LINK: Final = re.compile(LINK)
+_LINKED: Final = re.compile(LINKED)
+_REMEMBERED: Final = 32
+_SETTLED: Final = 1_000_000_000
+"""Nanoseconds after which another change shows in a file's times: those of some file systems are of whole seconds."""
 
 
 class _Member(NamedTuple):
@@ -49,17 +44,42 @@ class _Member(NamedTuple):
 
 
 class Members:
-    """The files of the archive at the fd `source`, which must stay open; see `layout.Files`."""
+    """The files of an archive that was found to be one, and where it is.
 
-    def __init__(self, source: int, files: dict[str, _Member], links: dict[str, str]) -> None:
+    Args:
+        source: an fd of it, which must stay open.
+        begin: where it begins in the file.
+        found: what the child says.
+
+    Raises:
+        AgentosError: ``import-failed``; that cannot be.
+    """
+
+    def __init__(self, source: int, begin: int, found: Found) -> None:
+        if len(found.files) + len(found.links) > FOUND_MAX:
+            raise lie("too many members")
         self._source = source
-        self._files = files
-        self._links = links
+        self._files = {path: _Member(offset, size) for path, offset, size in found.files}
+        self._links = dict(found.links)
+        names = [*self._files, *self._links]
+        if len({*names}) != len(found.files) + len(found.links) or {*map(_top, filter(_is_below, names))} & {*names}:
+            raise lie("a name that is there twice")
+        if not all(map(_FILE.fullmatch, self._files)) or not all(map(_LINK.fullmatch, self._links)):
+            raise lie("a name that no image has")
+        if not all(map(_LINKED.fullmatch, self._links.values())):
+            raise lie("a link that leads elsewhere")
+        end = begin
+        for offset, size in sorted(self._files.values()):
+            if (offset - begin) % _BLOCK or offset < end + _BLOCK or size < 0:
+                raise lie("members where none can be")
+            end = offset + size
+        if end > os.fstat(source).st_size:
+            raise lie("a member beyond the end")
 
     @property
     def at_root(self) -> set[str]:
         """The names that are not in a directory, and the directories that have something in them."""
-        return {path.partition("/")[0] for path in (*self._files, *self._links)}
+        return {*map(_top, (*self._files, *self._links))}
 
     def open(self, path: str, *, links: bool = False) -> Opened:
         """See `layout.Files.open`; with an offset of its own, so that several may be read at once."""
@@ -76,62 +96,63 @@ class Members:
         return Opened(descriptor, member.size, within=True)
 
 
-def look(source: int) -> Members | None:
-    """What is in the archive that begins where the fd `source` stands, and stays there; None: the unpacker shall see.
+def _top(path: str) -> str:
+    return path.partition("/")[0]
 
-    Takes two or three system calls for what is no such archive, and one for each member of one that is.
-    """
-    status = os.fstat(source)
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    at = os.lseek(source, 0, os.SEEK_CUR)
-    files: dict[str, _Member] = {}
-    links: dict[str, str] = {}
-    for _ in range(_HEADERS_MAX):
-        block = os.pread(source, len(_END), at)
-        if block == _END:
-            directories = {path.partition("/")[0] for path in (*files, *links) if "/" in path}
-            return None if directories & files.keys() else Members(source, files, links)
-        fields = usual(block[:_BLOCK], _KINDS)
-        if fields is None or not 0 <= fields.size <= status.st_size - at - _BLOCK:
+
+def _is_below(path: str) -> bool:
+    return "/" in path
+
+
+def lie(what: str) -> AgentosError:
+    """A child says what no child says that reads archives."""
+    return AgentosError(
+        "import-failed",
+        f"the unpacker found {what}",
+        hint="this cannot be in any archive: it was made to break the unpacker, or this is a bug",
+    )
+
+
+# -- once for each archive
+
+
+class Place(NamedTuple):
+    """An archive: the file that it is in, as it was, and where it begins."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int
+    changed: int
+    begin: int
+
+    @classmethod
+    def of(cls, source: int) -> Place | None:
+        """The archive that begins where the fd `source` stands; None for a pipe and the like."""
+        status = os.fstat(source)
+        if not stat.S_ISREG(status.st_mode):
             return None
-        content = at + _BLOCK
-        at = content + fields.size + -fields.size % _BLOCK
-        if fields.kind == tarfile.XHDTYPE:
-            if fields.size > _EXTENDED_MAX or not _is_harmless(os.pread(source, fields.size, content)):
-                return None
-        elif not _take(fields, content, files, links):
-            return None
-    return None
+        begin = os.lseek(source, 0, os.SEEK_CUR)
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, begin)
 
 
-def _is_harmless(extended: bytes) -> bool:
-    """Whether each record is one of those that do not matter here, and as long as it says."""
-    at = 0
-    while at < len(extended):
-        record = _RECORD.match(extended, at)
-        if record is None or record.end() - at != int(record.group(1)):
-            return False
-        at = record.end()
-    return True
+_lock: Final = threading.Lock()
+_remembered: Final[OrderedDict[Place, Found]] = OrderedDict()
 
 
-def _take(fields: Fields, content: int, files: dict[str, _Member], links: dict[str, str]) -> bool:
-    """Note a member; false when it is not one of those that are understood."""
-    if fields.kind == tarfile.DIRTYPE:
-        return fields.size == 0 and _DIRECTORY.fullmatch(fields.name) is not None
-    kind = _LINK if fields.kind == tarfile.SYMTYPE else _FILE
-    match = kind.fullmatch(fields.name)
-    if match is None:
-        return False
-    path = match.group(1).decode("ascii")
-    if path in files or path in links:
-        return False
-    if fields.kind == tarfile.REGTYPE:
-        files[path] = _Member(content, fields.size)
-        return True
-    target = _TARGET.fullmatch(fields.link)
-    if target is None or fields.size:
-        return False
-    links[path] = target.group(1).decode("ascii")
-    return True
+def recall(place: Place | None, source: int) -> Members | None:
+    """What was found in the archive before."""
+    with _lock:
+        found = None if place is None else _remembered.get(place)
+    return None if place is None or found is None else Members(source, place.begin, found)
+
+
+def remember(place: Place, found: Found) -> None:
+    """Have it recalled, unless the file may have been changed since without a trace; `place` is from before asking."""
+    if time.time_ns() - max(place.modified, place.changed) < _SETTLED:
+        return
+    with _lock:
+        _remembered[place] = found
+        _remembered.move_to_end(place)
+        while len(_remembered) > _REMEMBERED:
+            _remembered.popitem(last=False)

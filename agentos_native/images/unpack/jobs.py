@@ -15,8 +15,9 @@ from agentos_native.images.unpack.archive import Entry, check_path, entries
 from agentos_native.images.unpack.digest import measure
 from agentos_native.images.unpack.directory import DirectoryReader
 from agentos_native.images.unpack.early import EarlyHashes, Hints
+from agentos_native.images.unpack.finding import find
 from agentos_native.images.unpack.layer import LayerWriter
-from agentos_native.images.unpack.messages import Answered, Failed, Job, Measured, Message, Progress, Written
+from agentos_native.images.unpack.messages import Answered, Failed, Found, Job, Measured, Message, Progress, Written
 from agentos_native.images.unpack.reading import Root
 from agentos_native.images.unpack.stream import Forward, corrupt
 from agentos_native.images.unpack.writer import TreeWriter
@@ -65,8 +66,10 @@ def failure(error: BaseException, doing: str) -> Failed:
     return Failed(known.to_dict())
 
 
-def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written:
+def unpack(job: Job, descriptors: Mapping[str, int], status: int) -> Written | Found:
     """An archive, in an unprivileged child."""
+    if job.find and (found := find(descriptors["source"])) is not None:
+        return found
     is_layer = job.kind == "layer"
     prefix = check_path(job.prefix, job.limits)
     hints = Hints(descriptors.get("hints", -1))

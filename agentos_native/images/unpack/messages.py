@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 from agentos_native.images.model import Layer, Limits
 
 Kind = Literal["tar", "layer", "directory", "upper", "copy", "measure", "ask"]
+
+FOUND_MAX: Final = 400
+"""Members of a `Found`; what their names take fits into one message of a child."""
 
 
 class Expect(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,13 +53,15 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
 
     ``source`` an archive, pipe or directory; ``tree`` the directory to fill or to measure, with the ids that are on
     disk; ``target`` the same as the unprivileged child may write to it; ``base`` the merged layers below; ``answer`` a
-    memory file. The other fields are the arguments of `session.Session`'s calls.
+    memory file. `find`: an archive whose files can be used where they lie is not unpacked, see `Found`. The other
+    fields are the arguments of `session.Session`'s calls.
     """
 
     kind: Kind
     limits: Limits
     descriptors: tuple[str, ...]
     expect: Expect = Expect()
+    find: bool = False
     prefix: bytes = b""
     exclude: tuple[bytes, ...] = ()
     items: tuple[CopyItem, ...] = ()
@@ -120,7 +125,19 @@ class Answered(msgspec.Struct, frozen=True, tag="answered"):
     """The answer is in the memory file."""
 
 
-Message = Ready | Progress | Failed | Fed | Written | Measured | Answered
+class Found(msgspec.Struct, frozen=True, tag="found"):
+    """The archive is an image in a plain tar, as far as its headers say; nothing was unpacked.
+
+    Args:
+        files: path, offset in the file, and size of each.
+        links: path, and the path of the file that it means.
+    """
+
+    files: tuple[tuple[str, int, int], ...]
+    links: tuple[tuple[str, str], ...] = ()
+
+
+Message = Ready | Progress | Failed | Fed | Written | Measured | Answered | Found
 
 
 class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
