@@ -9,7 +9,7 @@ import json
 import tarfile
 from pathlib import Path
 
-from tools.benches.image import layout_rows, tar_rows
+from tools.benches.image import layout_rows, layout_tar_rows, tar_rows
 from tools.benches.image_layers import built_rows, started_rows
 from tools.benches.image_memory import peak_rows
 from tools.benches.image_sources import small_layers, write_layout
@@ -72,6 +72,16 @@ def test_the_second_import_is_held_against_the_first() -> None:
         "x: second import against the first"
     ]
     assert (row.ok, row.ratio) == (None, 0.04)
+
+
+def test_a_layout_in_a_tar_again_and_in_another_file() -> None:
+    mine = turns(1000, 1000, QUIET, (1000.0, 40.0, 60.0))
+    rows = by_name(layout_tar_rows(Comparison(1, {"import": mine})))
+    same = rows["OCI layout in a tar: second import against the first"]
+    other = rows["OCI layout in a tar: the same in another file against the first"]
+    assert (same.ratio, same.budget, same.ok) == (0.04, 0.05, True)
+    assert (other.ratio, other.budget, other.ok) == (0.06, 0.05, False)
+    assert layout_tar_rows(Comparison(1, {"import": turns(1000, 1000, [0.5] * 8, (1000.0, 40.0, 60.0))}))[0].ok is None
 
 
 def test_starts_from_many_layers() -> None:

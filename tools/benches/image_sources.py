@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import tarfile
 import time
@@ -25,11 +26,13 @@ _MEDIA: Final = "application/vnd.oci.image"
 
 @dataclass(frozen=True)
 class Sources:
-    """The root filesystem as `tar`; `layout` is an OCI layout with the tag ``bench``, of `layers` layers."""
+    """The root filesystem as `tar`; `layout` is an OCI layout with the tag ``bench``, of `layers` layers, and
+    `layout_tar` the same in a tar."""
 
     tar: Path
     tar_mib: float
     layout: Path
+    layout_tar: Path
     layers: int
 
 
@@ -39,7 +42,9 @@ def prepare(here: Place, tar: Path) -> Sources:
     copy.write_bytes(tar.read_bytes())
     layout = here.directory / "layout"
     layers = write_layout(layout, [copy.read_bytes(), *small_layers(SMALL_LAYERS)])
-    return Sources(copy, copy.stat().st_size / (1 << 20), layout, layers)
+    packed = here.directory / "layout.tar"
+    subprocess.run(["tar", "-C", str(layout), "-cf", str(packed), "."], check=True)
+    return Sources(copy, copy.stat().st_size / (1 << 20), layout, packed, layers)
 
 
 def python_rootfs() -> Path:
@@ -134,6 +139,23 @@ def imported_twice(filesystem: Filesystem, source: Path) -> Figures:
         store.import_("again", source)
         second = _microseconds(begun)
     return first, first, (first, second)
+
+
+def imported_thrice(filesystem: Filesystem, source: Path) -> Figures:
+    """An archive, the same again, and the same bytes in another file: three stages."""
+    copy = source.with_name(f"copy-{source.name}")
+    with filesystem() as root:
+        store = ImageStore(root / "state")
+        sync(root)
+        stages = []
+        for number, path in enumerate((source, source, copy)):
+            if path is copy:
+                shutil.copyfile(source, copy)
+            begun = time.perf_counter()
+            store.import_(f"bench{number}", path)
+            stages.append(_microseconds(begun))
+        copy.unlink()
+    return stages[0], stages[0], tuple(stages)
 
 
 def extracted(filesystem: Filesystem, source: Path) -> Figures:
