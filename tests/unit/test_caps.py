@@ -173,6 +173,19 @@ def test_a_group_that_is_gone_is_a_failure_and_nothing_more(files: tuple[Caps, S
     assert made.of(slots.plan().slots[0]) is None
 
 
+def test_a_cap_that_could_not_be_lifted_is_lifted_later(files: tuple[Caps, Slots, list[Path]]) -> None:
+    made, slots, paths = files
+    none = np.array([np.inf, np.inf])
+    made.write(slots, np.array([0.75, np.inf]), 1.0)
+    away = paths[0].rename(paths[0].with_name("away"))
+    assert made.write(slots, none, 1.0 + PATIENCE) == (0, 1)
+    away.rename(paths[0])
+    assert made.write(slots, none, 2.0 + PATIENCE) == (0, 0)
+    assert made.of(slots.plan().slots[0]) == 0.75
+    assert made.write(slots, none, 2.0 + 2 * PATIENCE) == (1, 0)
+    assert held(paths) == ["max", "50000"]
+
+
 def test_an_update_that_meets_a_cap_is_no_mismatch() -> None:
     assert _at_most("max 100000", "75000 100000")
     assert _at_most("50000 100000", "25000 100000")

@@ -97,7 +97,7 @@ class Caps:
             self._needed[agent.slot] = now
 
     def _write(self, agent: Agent, millis: int | None) -> bool:
-        """Write a cap, or the agent's own limit; whether the kernel took it."""
+        """Write a cap, or the agent's own limit; whether the kernel took it. If not, its file is read next time."""
         text = cpu_max(_own(agent) if millis is None else millis)
         try:
             fd = os.open(self._path(agent), os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -111,6 +111,8 @@ class Caps:
             self._held[agent.slot] = (agent, millis)
         else:
             self._held.pop(agent.slot, None)
+        if not taken:
+            self._unknown.add(agent.slot)
         return taken
 
     def _path(self, agent: Agent) -> str:
