@@ -33,5 +33,5 @@ def hold_userns() -> int:
     """The pid of a new child of this process that does nothing but hold a new user namespace, until it is killed.
 
     Raises:
-        OSError: EAGAIN: too many of them live.
+        OSError: EAGAIN: too many of them live, and none of them has ended within two seconds.
     """

@@ -5,6 +5,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
+#include <linux/futex.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -116,6 +117,7 @@ static long run_helper(struct slot *s)
 
 /* Processes that do nothing but hold a user namespace while the launcher maps its ids: on stacks of their own, which are free again when
  * the kernel has cleared `tid`. Without CLONE_VFORK, as the launcher has to go on; they are in no agent's memory cgroup. */
+enum { HOLDER_TURNS = 100 /* of 20 ms */ };
 static struct { _Alignas(16) char stack[8192]; _Atomic int tid; } holders[8];
 
 static void hold(void *unused)
@@ -127,22 +129,34 @@ static void hold(void *unused)
     leave();
 }
 
+/* The place of a holder that has ended; while all of them are still dying (each was killed before the next was asked for, but on a busy
+ * machine it takes a while until they run to their ends), it waits until the kernel clears one's tid and wakes who waits for that. */
+static size_t free_holder(void)
+{
+    const size_t count = sizeof holders / sizeof *holders;
+    struct timespec some = {.tv_nsec = 20000000};
+    for (int turn = 0; turn < HOLDER_TURNS; turn++) {
+        for (size_t i = 0; i < count; i++)
+            if (!holders[i].tid) return i;
+        sys(SYS_futex, &holders[turn % (int)count].tid, FUTEX_WAIT, 1, &some);
+    }
+    return count;
+}
+
 static PyObject *py_hold_userns(PyObject *self, PyObject *unused)
 {
     (void)self, (void)unused;
-    for (size_t i = 0; i < sizeof holders / sizeof *holders; i++) {
-        if (holders[i].tid) continue;
-        struct clone_args process = {
-            .flags = CLONE_VM | CLONE_FILES | CLONE_NEWUSER | CLONE_CHILD_CLEARTID, .exit_signal = SIGCHLD,
-            .child_tid = (uintptr_t)&holders[i].tid, .stack = (uintptr_t)holders[i].stack, .stack_size = sizeof holders[i].stack,
-        };
-        holders[i].tid = 1;
-        long pid = clone_blocked(&process, hold, NULL);
-        if (pid >= 0) return PyLong_FromLong(pid);
-        holders[i].tid = 0;
-        return errno = (int)-pid, PyErr_SetFromErrno(PyExc_OSError);
-    }
-    return errno = EAGAIN, PyErr_SetFromErrno(PyExc_OSError);
+    size_t i = free_holder();
+    if (i == sizeof holders / sizeof *holders) return errno = EAGAIN, PyErr_SetFromErrno(PyExc_OSError);
+    struct clone_args process = {
+        .flags = CLONE_VM | CLONE_FILES | CLONE_NEWUSER | CLONE_CHILD_CLEARTID, .exit_signal = SIGCHLD,
+        .child_tid = (uintptr_t)&holders[i].tid, .stack = (uintptr_t)holders[i].stack, .stack_size = sizeof holders[i].stack,
+    };
+    holders[i].tid = 1;
+    long pid = clone_blocked(&process, hold, NULL);
+    if (pid >= 0) return PyLong_FromLong(pid);
+    holders[i].tid = 0;
+    return errno = (int)-pid, PyErr_SetFromErrno(PyExc_OSError);
 }
 
 static PyObject *py_setup(PyObject *self, PyObject *args)

@@ -129,6 +129,27 @@ def test_holders_of_user_namespaces_are_nobodys_units(own: Node) -> None:
     assert own.run("true").status == 0
 
 
+def test_user_namespaces_asked_for_faster_than_their_holders_die(own: Node) -> None:
+    """More at once than there are places for holders, while these hardly get a CPU to end on."""
+    burners = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(2 * (os.cpu_count() or 1))]
+    try:
+        for seq in range(100, 164):
+            own.send(launch.MakeUserns(seq, 0x30000000, 65536))
+        failures = []
+        for _ in range(64):
+            message, fds = own.receive()
+            assert isinstance(message, launch.Userns)
+            failures += [message.failure] if message.failure is not None else []
+            assert len(fds) == (message.failure is None)
+            for fd in fds:
+                os.close(fd)
+        assert failures == []
+    finally:
+        for burner in burners:
+            burner.kill()
+            burner.wait()
+
+
 def test_exit_while_there_is_no_supervisor_is_kept(own: Node) -> None:
     unit = own.start("sh", "-c", "echo ready; exec sleep 600", agent="orphan")
     eventually(lambda: unit.output[0] == b"ready\n")  # before, init does not take signals yet
