@@ -144,32 +144,32 @@ def layout_rows(comparison: Comparison, what: str) -> list[Row]:
 
 
 def layout_tar_rows(comparison: Comparison) -> list[Row]:
-    """The same archive again, and the same bytes in a file that this process has not seen."""
+    """The same archive again, and the same bytes in a file that this process has not seen: that takes a worker, whose
+    start alone is a twentieth of such an import, so that it is only told.
+    """
     what = "OCI layout in a tar"
     return [
         _again_row(comparison, f"{what}: second import against the first", 1),
-        _again_row(comparison, f"{what}: the same in another file against the first", 2),
+        _again_row(comparison, f"{what}: the same in another file against the first", 2, budget=None),
     ]
 
 
-def _again_row(comparison: Comparison, title: str, stage: int) -> Row:
-    """An import of layers that are known against that of the same turn that brought them, held to `AGAIN_BUDGET`."""
+def _again_row(comparison: Comparison, title: str, stage: int, *, budget: float | None = AGAIN_BUDGET) -> Row:
+    """An import of layers that are known against that of the same turn that brought them."""
     shown, reason = comparison.to_show("import")
     stages = [batch.times.stages[0] for batch in shown]
     ratios = [each[stage] / each[0] for each in stages]
-    otherwise = median(ratios)
-    verdict = judge(
-        [] if reason else ratios, AGAIN_BUDGET, lost=comparison.lost("import", "import"), otherwise=otherwise
-    )
+    lost = comparison.lost("import", "import")
+    verdict = judge([] if reason else ratios, budget or 0.0, lost=lost, otherwise=median(ratios))
     return Row(
         title,
         median([each[stage] for each in stages]) / 1e3,
         "ms",
         "first",
         verdict.middle,
-        AGAIN_BUDGET,
-        verdict.ok,
-        verdict.reason,
+        budget,
+        None if budget is None else verdict.ok,
+        reason if budget is None else verdict.reason,
         verdict.spread,
     )
 
