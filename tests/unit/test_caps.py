@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -184,6 +185,38 @@ def test_a_cap_that_could_not_be_lifted_is_lifted_later(files: tuple[Caps, Slots
     assert made.of(slots.plan().slots[0]) == 0.75
     assert made.write(slots, none, 2.0 + 2 * PATIENCE) == (1, 0)
     assert held(paths) == ["max", "50000"]
+
+
+def test_a_cap_that_could_not_be_read_is_read_later(
+    files: tuple[Caps, Slots, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A supervisor has left it, and its successor has no file free for a moment."""
+    made, slots, paths = files
+    none = np.array([np.inf, np.inf])
+    paths[0].write_text(cpu_max(200))
+    made.add(int(slots.plan().slots[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", _no_files)
+        made.write(slots, none, 1.0)
+    made.write(slots, none, 2.0)
+    assert made.of(int(slots.plan().slots[0])) == 0.2
+    assert made.write(slots, none, 2.0 + PATIENCE) == (1, 0)
+    assert held(paths) == ["max", "50000"]
+
+
+def _no_files(*_: object, **__: object) -> None:
+    raise OSError(errno.EMFILE, "no files")
+
+
+def test_a_cap_above_a_lowered_limit_goes_at_once(files: tuple[Caps, Slots, list[Path]]) -> None:
+    """A turn that began before new settings were written has written its cap after them."""
+    made, slots, paths = files
+    agent = slots.at(int(slots.plan().slots[1]))
+    slots.change(replace(agent, limit=0.2))
+    paths[1].write_text(cpu_max(400))
+    made.add(agent.slot)
+    made.write(slots, np.array([np.inf, 0.39]), 2.0)
+    assert held(paths) == ["max", "20000"]
 
 
 def test_an_update_that_meets_a_cap_is_no_mismatch() -> None:

@@ -8,6 +8,7 @@ have, and are lifted only after some seconds without need.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Final
 
@@ -86,15 +87,21 @@ class Caps:
 
     def _see(self, agent: Agent, now: float) -> None:
         """Read what the file holds: an earlier supervisor may have left a cap."""
-        self._unknown.discard(agent.slot)
         try:
             with open(self._path(agent), encoding="ascii") as file:
                 quota, period = file.read().split()
-        except (OSError, ValueError):
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENODEV):  # else it is read in the next tick: out of files, perhaps
+                self._unknown.discard(agent.slot)
             return
-        if quota.isdigit() and period.isdigit() and f"{quota} {period}" != cpu_max(_own(agent)):
-            self._held[agent.slot] = (agent, max(int(quota) * 1000 // int(period), 1))
-            self._needed[agent.slot] = now
+        self._unknown.discard(agent.slot)
+        own = _own(agent)
+        if not quota.isdigit() or f"{quota} {period}" == cpu_max(own):
+            return
+        held = self._held[agent.slot] = (agent, max(int(quota) * 1000 // int(period), 1))
+        self._needed[agent.slot] = now
+        if own is not None and held[1] > own:  # written by a turn that met new settings half-way
+            self._write(agent, None)
 
     def _write(self, agent: Agent, millis: int | None) -> bool:
         """Write a cap, or the agent's own limit; whether the kernel took it. If not, its file is read next time."""
