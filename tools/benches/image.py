@@ -145,7 +145,7 @@ def layout_rows(comparison: Comparison, what: str) -> list[Row]:
 
 def layout_tar_rows(comparison: Comparison) -> list[Row]:
     """The same archive again, and the same bytes in a file that this process has not seen: that takes a worker, whose
-    start alone is a twentieth of such an import, so that it is only told.
+    start alone is more than a twentieth of such an import, so that it is only told.
     """
     what = "OCI layout in a tar"
     return [

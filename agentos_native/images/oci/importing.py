@@ -218,6 +218,7 @@ class Importer:
             else:
                 self._watch(msgspec.structs.replace(step, kind="cached"))
             stack.append(known)
+        self._dismiss()
         manifest = Manifest(
             config=self._options.applied(described.config),
             layers=tuple(stack),
