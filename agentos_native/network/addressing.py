@@ -112,6 +112,13 @@ def index_of(ifname: str) -> int | None:
     return int(match.group(1), 36) if match else None
 
 
+def index_of_address(packed: bytes) -> int | None:
+    """The machine-wide index behind an agent's address, of 4 or 16 bytes; None for any other."""
+    first = AGENTS_IPV4.network_address if len(packed) == 4 else AGENTS_IPV6.network_address + (1 << 32)
+    index = int.from_bytes(packed) - int(first)
+    return index if 0 <= index < BLOCKS * SLOTS_PER_BLOCK else None
+
+
 def group(block: int) -> int:
     """The interface group of every agent of a node; see `DOOMED`."""
     return GROUP_BASE + block

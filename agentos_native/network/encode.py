@@ -53,6 +53,7 @@ _NFT_MSG_NEWSETELEM: Final = 12
 _NFT_MSG_GETSETELEM: Final = 13
 _NFT_MSG_DESTROYSETELEM: Final = 30
 _NFPROTO_INET: Final = 1
+_IPCTNL_MSG_CT_GET: Final = 1
 _IPCTNL_MSG_CT_DELETE: Final = 2
 _CTA_FILTER_IP_SRC: Final = 1
 _CTA_FILTER_IP_DST: Final = 2
@@ -310,6 +311,13 @@ def forget_connections(values: Values) -> list[Message]:
             )
             batch.append((f"forget tracked connections (IPv{letter}, {direction.lower()})", message))
     return batch
+
+
+def list_connections() -> list[Message]:
+    """Dump every tracked connection, of both families."""
+    kind = _NFNL_SUBSYS_CTNETLINK << 8 | _IPCTNL_MSG_CT_GET
+    message = encoded(nfct_msg(), kind, NLM_F_REQUEST | NLM_F_DUMP, {"nfgen_family": AF_UNSPEC}, [])
+    return [("list tracked connections", message)]
 
 
 def _boundary(kind: int) -> bytes:

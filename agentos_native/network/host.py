@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from agentos_native.network import ruleset
-from agentos_native.network.addressing import group, index_of, table_name
+from agentos_native.network.addressing import group, index_of, index_of_address, table_name
 from agentos_native.network.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, Channel, NetlinkError, attributes, send
 from agentos_native.network.reaper import Reaper
 from agentos_native.network.templates import Template, Templates
@@ -25,6 +25,8 @@ _IFINFOMSG_BYTES: Final = 16
 _NFGENMSG_BYTES: Final = 4
 _NFTA_SET_ELEM_LIST_ELEMENTS: Final = 3
 _NFTA_SET_ELEM_KEY: Final = 1
+_CTA_TUPLE_ORIG: Final = 1
+_CTA_TUPLE_IP: Final = 1
 _IFNAMSIZ: Final = 16
 _NFT: Final = ("/usr/sbin/nft", "/sbin/nft", "/usr/bin/nft")
 _NFT_SECONDS: Final = 60
@@ -179,6 +181,15 @@ class HostSide:
                     found.update(index_of(name) for name in _element_names(body))
         return {index for index in found if index is not None}
 
+    def connected(self) -> set[int]:
+        """Machine-wide index of every agent, of any node and living or not, of which the host tracks a connection."""
+        made = self.templates.list_connections
+        found: set[int | None] = set()
+        with self._netfilter_lock:
+            for body in self._netfilter.dump(made.data, made.steps[0]):
+                found.update(map(index_of_address, _connected_addresses(body)))
+        return {index for index in found if index is not None}
+
     # -- sockets --
 
     def route(self, template: Template, values: Fields) -> None:
@@ -209,6 +220,16 @@ def _element_names(body: bytes) -> Iterator[str]:
                 if kind_inside == _NFTA_SET_ELEM_KEY:
                     for _, value in attributes(key, 0):
                         yield value[:_IFNAMSIZ].rstrip(b"\0").decode(errors="replace")
+
+
+def _connected_addresses(body: bytes) -> Iterator[bytes]:
+    """From whom and to whom a connection was opened, from the body of an IPCTNL_MSG_CT_NEW (three levels of
+    nesting)."""
+    for kind, connection in attributes(body, _NFGENMSG_BYTES):
+        if kind == _CTA_TUPLE_ORIG:
+            for kind_inside, addresses in attributes(connection, 0):
+                if kind_inside == _CTA_TUPLE_IP:
+                    yield from (address for _, address in attributes(addresses, 0))
 
 
 def _nft(text: str) -> None:

@@ -43,16 +43,19 @@ def refuse_other_block(devices: Mapping[int, str], node: str, block: int) -> Non
 
 
 def sweep(host: HostSide, block: int) -> None:
-    """Remove what a supervisor that died in the middle of a start left: nameless devices, elements without a device.
+    """Remove what a supervisor that died in the middle of a start or an end left: nameless devices, elements without a
+    device, tracked connections without elements.
 
     Its namespace died with it, so its device is going away by itself; an element would stay, and lend its rights to the
-    next agent of the slot.
+    next agent of the slot, and so would a connection: the answers to it would reach that agent.
     """
-    devices = host.links()
+    devices, elements = host.links(), host.elements()
     mine = range(block * SLOTS_PER_BLOCK, (block + 1) * SLOTS_PER_BLOCK)
     nameless = {index for index, owner in devices.items() if not owner and index in mine}
-    for index in (host.elements() - devices.keys()) | nameless:
+    gone = (elements - devices.keys()) | nameless
+    for index in gone:
         values = fields_of(of_index(index))
         host.delete_link(values)
         host.expel(values)
-        host.forget_connections(values)
+    for index in gone | {index for index in host.connected() - elements if index in mine}:
+        host.forget_connections(fields_of(of_index(index)))

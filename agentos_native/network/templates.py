@@ -148,6 +148,7 @@ class Templates:
         self.delete_doomed = template(lambda _: encode.delete_group(group | DOOMED))
         self.delete_living = template(lambda _: encode.delete_group(group))
         self.forget_connections = template(encode.forget_connections)
+        self.list_connections = template(lambda _: encode.list_connections())
         self.get_link = template(encode.get_link)
         self.list_links = template(lambda _: encode.list_links())
         self.list_rules = template(lambda _: encode.list_rules(node))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from agentos_native.network import NodeNetwork
+from agentos_native.network.retiring import Retiring
 from tests import networks
 from tests.networks import FAR4, World, passes, udp
 
@@ -58,3 +59,29 @@ def test_a_retired_wire_that_has_gone_with_its_namespace_leaves_no_connection(
     assert networks.tracked() == 0
     network.open()
     os.close(made.netns_fd)
+
+
+def test_a_slot_is_given_without_the_connections_of_an_agent_whose_supervisor_died_before_it_forgot_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the cut and the end of the wire, which goes by itself; an agent that lives keeps its own."""
+    killed, following = NodeNetwork("retire", 2, ahead=0), NodeNetwork("retire", 2, ahead=0)
+    killed.open()
+    made, living = killed.create(0, ID, "egress"), killed.create(1, "b" * 12, "egress")
+    with udp(world.outside, FAR4, PORT) as into:
+        for one in (made, living):
+            with udp(one.netns_fd, one.ipv4) as out:
+                assert passes(out, into, (FAR4, PORT), expect=True)
+    assert networks.tracked() == 2
+    monkeypatch.setattr(killed, "_retiring", Retiring(lambda slots: None))
+    killed.retire(0)
+    networks.run(f"ip link delete {made.ifname}")
+    killed.close()
+    assert networks.tracked() == 2
+    following.open()
+    (left,) = networks.connections() - World.earlier
+    assert f"src={living.ipv4}" in left
+    following.teardown()
+    assert networks.tracked() == 0
+    os.close(made.netns_fd)
+    os.close(living.netns_fd)

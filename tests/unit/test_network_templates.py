@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import socket
 import struct
 from collections.abc import Callable
 
@@ -108,6 +109,7 @@ def test_every_slot_of_every_block_has_names_of_its_own() -> None:
 def test_an_interface_name_leads_back_to_its_index(where: tuple[int, int]) -> None:
     own = addressing.addresses(*where)
     assert addressing.index_of(own.host_ifname) == own.index == where[0] * addressing.SLOTS_PER_BLOCK + where[1]
+    assert addressing.index_of_address(own.ipv4_packed) == addressing.index_of_address(own.ipv6_packed) == own.index
     assert addressing.of_index(own.index) == own
     assert len(own.host_ifname) == 6
 
@@ -115,6 +117,14 @@ def test_an_interface_name_leads_back_to_its_index(where: tuple[int, int]) -> No
 @pytest.mark.parametrize("name", ["ao", "ao1", "ao00000", "AO0000", "ao00-1", "eth0", "", "ao000\n"])
 def test_other_interfaces_are_nobodys(name: str) -> None:
     assert addressing.index_of(name) is None
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1", "203.0.113.9", "255.255.255.255", "::1", "fd61:6f6e:6174::", "ff02::1"]
+)
+def test_other_addresses_are_nobodys(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    assert addressing.index_of_address(socket.inet_pton(family, address)) is None
 
 
 @pytest.mark.parametrize(("block", "slot"), [(-1, 0), (24, 0), (0, -1), (0, 2048)])
