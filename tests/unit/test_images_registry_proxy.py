@@ -25,7 +25,19 @@ def test_the_environment(environment: dict[str, str], wanted: Proxies) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["socks5://p:1", "https://p:1", "http://", "http://p:port", "http://p:99999", "http://ä"]
+    "value",
+    [
+        "socks5://p:1",
+        "https://p:1",
+        "http://",
+        "http://p:port",
+        "http://p:99999",
+        "http://ä",
+        "http://[::1",
+        "http://p/a",
+        "http://p?a",
+        "http://1#x@p",
+    ],
 )
 def test_what_is_no_proxy_is_refused_and_not_repeated(value: str) -> None:
     with pytest.raises(AgentosError) as caught:
@@ -80,7 +92,16 @@ def test_who_is_asked_without_one(bypass: str, url: str, direct: bool) -> None:
 
 @pytest.mark.parametrize(
     ("host", "wanted"),
-    [("r.test", "public"), ("10.1.1.1", "private"), ("169.254.169.254", "link-local"), ("[::1]", "loopback")],
+    [
+        ("r.test", "public"),
+        ("10.1.1.1", "private"),
+        ("169.254.169.254", "link-local"),
+        ("[::1]", "loopback"),
+        ("127.1", "loopback"),
+        ("0xa9fea9fe", "link-local"),
+        ("167772161", "private"),
+        ("1.r.test", "public"),
+    ],
 )
 def test_what_is_known_of_a_host_that_the_proxy_looks_up(host: str, wanted: str) -> None:
     assert named(host) == wanted

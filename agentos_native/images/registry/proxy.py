@@ -74,16 +74,21 @@ def proxy_for(proxies: Proxies, target: Target) -> Proxy | None:
 
 
 def _parsed(text: str) -> Proxy:
-    parts = urlsplit(text if "://" in text else f"http://{text}")
     try:
+        parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname or "", parts.port
     except ValueError:
-        host, port = "", None
+        raise AgentosError("invalid-proxy", "it does not name a host and a port", "HTTPS_PROXY", _HINT) from None
     if parts.scheme != "http":
         what = f"a proxy that is spoken to by {parts.scheme[:20]!r} is not used"
         raise AgentosError("invalid-proxy", what, "HTTPS_PROXY", _HINT)
     if not host or not host.isascii() or not host.isprintable():
         raise AgentosError("invalid-proxy", "it does not name a host and a port", "HTTPS_PROXY", _HINT)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        # or a password with such a character ends there, and its user's name is taken for a host
+        what = "there is a path, a query or a fragment in it"
+        hint = f"{_HINT}; in a password / is %2F, ? is %3F, # is %23"
+        raise AgentosError("invalid-proxy", what, "HTTPS_PROXY", hint)
     authorization = ""
     if parts.username is not None:
         words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"

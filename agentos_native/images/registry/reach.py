@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Literal
 
 Reach = Literal["public", "private", "link-local", "loopback"]
@@ -31,10 +32,15 @@ def leads(here: Reach, there: Reach) -> bool:
 
 
 def named(host: str) -> Reach:
-    """What a host is that a proxy looks up: an address says it, a name is taken for one of the internet's."""
+    """What a host is that a proxy looks up: an address says it, however it is written (127.1, 0x7f000001), a name is
+    taken for one of the internet's."""
     try:
         return reach(host.strip("[]"))
     except ValueError:
+        pass
+    try:
+        return reach(socket.inet_ntoa(socket.inet_aton(host)))
+    except OSError:
         return "public"
 
 
