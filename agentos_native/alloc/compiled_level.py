@@ -63,7 +63,7 @@ def _dots(one: Reals, other: Reals, at_low: Reals, at_high: Reals) -> Any:
 @helper
 def sweep(
     agents: Any, begin: int, end: int, low: float, high: float, sums: Floats, inside: Indices, floors_too: bool
-) -> int:
+) -> np.int64:
     """Use of each resource at both ends of a bracket, in `sums` rows 0 and 1 (row 2: at the floors); notes the bent."""
     weights, columns, floors, ceilings = agents
     real = weights.dtype.type
