@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from agentos_native.images.build.model import Cache
-from agentos_native.images.disk import DIRECTORY, is_abandoned, names_in
+from agentos_native.images.disk import DIRECTORY, Disk, is_abandoned, names_in
 from agentos_native.kernel.libc import libc_call
 
 CACHES: Final = "caches"
@@ -102,7 +102,7 @@ class Caches:
 
 
 def unused(store: Path, older_than: float | None) -> list[str]:
-    """The names of caches that nobody holds, and nobody held for `older_than` seconds. Under the store's lock."""
+    """The names of caches that nobody holds, and nobody held for `older_than` seconds."""
     limit = None if older_than is None else time.time() - older_than
     found = []
     with contextlib.suppress(FileNotFoundError):
@@ -111,6 +111,23 @@ def unused(store: Path, older_than: float | None) -> list[str]:
             if (limit is None or path.stat().st_mtime < limit) and is_abandoned(path):
                 found.append(name)
     return found
+
+
+def put_aside(disk: Disk, name: str) -> str | None:
+    """As `Disk.put_aside`; None also when somebody has begun to hold it: who takes one does not ask for the store's
+    lock."""
+    path = disk.path / CACHES / name
+    try:
+        descriptor = os.open(path, DIRECTORY)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return disk.put_aside(path)
+    except BlockingIOError:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 def _make_tree(cache: int, mount: Cache) -> None:

@@ -21,8 +21,7 @@ import msgspec
 
 from agentos_native import faults
 from agentos_native.errors import AgentosError
-from agentos_native.images import leases
-from agentos_native.images.caches import CACHES, unused
+from agentos_native.images import caches, leases
 from agentos_native.images.disk import Disk, is_abandoned, names_in, sync_directory
 from agentos_native.images.index import Entry, Index
 from agentos_native.images.records import Records, hex_of
@@ -140,11 +139,11 @@ def take(parts: Parts, doomed: Doomed) -> list[str]:
     for path in (
         *(disk.layers / hex_of(digest) for digest in doomed.layers),
         *(disk.downloads / name for name in doomed.downloads),
-        *(disk.path / CACHES / name for name in doomed.caches),
     ):
         if name := disk.put_aside(path):
             aside.append(name)
         faults.point("store.layer-aside")
+    aside += filter(None, [caches.put_aside(disk, name) for name in doomed.caches])
     for digest in doomed.layers:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(disk.damaged / hex_of(digest))
@@ -182,7 +181,7 @@ def collect(parts: Parts, in_use: InUse, dry_run: bool, older_than: float | None
     kept = _old_steps(parts, held.layers, None) - steps
     staying = [digest for digest in everything if digest not in going]
     layers, damaged = _unreached(parts, staying, steps, None)
-    doomed = _litter(parts, layers, steps, downloads=True)._replace(caches=unused(parts.disk.path, older_than))
+    doomed = _litter(parts, layers, steps, downloads=True)._replace(caches=caches.unused(parts.disk.path, older_than))
     cached = set(_unreached(parts, staying, steps | kept, None)[0]) - set(layers)
     freed = Freed(
         images=tuple(going),
@@ -227,7 +226,7 @@ def _bytes(disk: Disk, doomed: Doomed, sizes: Mapping[str, int]) -> int:
     """Bytes in the files of what goes; hard links once."""
     unknown = [disk.layers / hex_of(digest) for digest in doomed.layers if digest not in sizes]
     unknown += [disk.tmp / name for name in doomed.tmp] + [disk.downloads / name for name in doomed.downloads]
-    unknown += [disk.path / CACHES / name for name in doomed.caches]
+    unknown += [disk.path / caches.CACHES / name for name in doomed.caches]
     return sum(sizes.get(digest, 0) for digest in doomed.layers) + sum(map(_bytes_below, unknown))
 
 

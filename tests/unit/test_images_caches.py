@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from agentos_native.images import gc
 from agentos_native.images.build.model import Cache
 from agentos_native.images.caches import CACHES, Caches, Held
 from agentos_native.images.catalog import Catalog
@@ -132,3 +133,23 @@ def test_one_that_is_taken_away_while_it_is_opened_is_made_again(
     with taken(caches, one()) as held:
         assert os.path.isdir(held.trees["/x"]) and removed
     assert len(names(tmp_path)) == 1
+
+
+def test_a_collection_leaves_a_cache_that_is_taken_while_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, caches, holding = Catalog(tmp_path), Caches(tmp_path), Held()
+    with taken(caches, one()) as held:
+        Path(held.trees["/x"], "file").write_text("left")
+
+    def counted(*_: object) -> int:
+        assert caches.take(holding, "t", [one()])
+        return 0
+
+    monkeypatch.setattr(gc, "_bytes", counted)
+    catalog.gc(older_than=None)
+    assert Path(holding.trees["/x"], "file").read_text() == "left"
+    holding.close()
+    monkeypatch.undo()
+    catalog.gc(older_than=None)
+    assert names(tmp_path) == []
