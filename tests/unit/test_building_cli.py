@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -205,3 +210,28 @@ def test_what_cannot_be_meant(
     monkeypatch.setattr("sys.stdin", _Input(data))
     assert entry.run(["image", "build", *words]) == 125
     assert said in capsys.readouterr().err
+
+
+def test_a_copy_of_standard_input_that_does_not_fit_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("sys.stdin", _Input(b"FROM box\n"))
+    monkeypatch.setattr("shutil.copyfileobj", full)
+    assert entry.run(["image", "build", "-"]) == 125
+    said = capsys.readouterr().err
+    assert "error[cannot-write]" in said and "No space left" in said and "TMPDIR" in said
+
+
+def test_a_command_that_is_told_to_end_takes_its_copy_away(tmp_path: Path) -> None:
+    program = "from agentos_native.cli.images.context import given\nwith given('-', None): pass"
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, env=environment) as process:
+        while not list(tmp_path.iterdir()):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []

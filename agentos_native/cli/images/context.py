@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import BinaryIO, Final, NamedTuple
 
 from agentos_native.errors import AgentosError
@@ -84,11 +87,36 @@ def _stdin(where: str) -> BinaryIO:
 @contextlib.contextmanager
 def _copied(stream: BinaryIO, name: str) -> Iterator[str]:
     """The path of a file with all that comes, which the supervisor can read."""
-    with tempfile.TemporaryDirectory(prefix="agentos-build-") as directory:
-        path = os.path.join(directory, name)
-        with open(path, "wb") as copy:
-            shutil.copyfileobj(stream, copy, 1 << 20)
+    with _ended_orderly(), contextlib.ExitStack() as stack:
+        try:
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="agentos-build-"))
+            path = os.path.join(directory, name)
+            with open(path, "wb") as copy:
+                shutil.copyfileobj(stream, copy, 1 << 20)
+        except OSError as error:
+            what = f"standard input cannot be kept: {error.strerror or error}"
+            hint = "TMPDIR=DIRECTORY chooses where it is kept during the build"
+            raise AgentosError("cannot-write", what, tempfile.gettempdir(), hint) from None
         yield path
+
+
+@contextlib.contextmanager
+def _ended_orderly() -> Iterator[None]:
+    """A command that is told to end takes its copy away, too; its status is what a shell says of one that was
+    killed."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # where signals are nobody's but the main thread's
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _is_archive(head: bytes) -> bool:
