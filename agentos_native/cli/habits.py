@@ -1,4 +1,4 @@
-"""What people type who come from docker and podman, and what does it here: hints for words that are not known."""
+"""What people type who come from docker, podman or kubectl, and what does it here: hints for unknown words."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ _NO_SECRETS: Final = "a build is given nothing secret"
 _JSON: Final = "-o json, and a program such as jq"
 _ALL: Final = "all are shown, also those without a name"
 _GC_ASKS: Final = "it does not ask; --dry-run says what would go"
+_PORTS: Final = "ports are not published: an agent's are reached at its address (inspect)"
+_DOCUMENTS: Final = "apply -f FILE makes what documents describe"
+_CLOSED: Final = "nothing of the host's can be given to an agent but directories and files (--volume)"
 
 _IMAGE_COMMANDS: Final = {
     "list": "image ls",
@@ -30,7 +33,22 @@ _COMMANDS: Final = {
         word: f"image {word}"
         for word in ("build", "pull", "import", "export", "history", "tag", "diff", "verify", "gc")
     },
+    "list": "ps, or image ls",
+    "ls": "ps, or image ls",
+    "get": "ps, tenant ls or image ls; -o json",
+    "remove": "rm, or image rm",
+    "describe": "inspect; alloc explain says why an agent has what it has",
     "create": "run -d",
+    "update": "set",
+    "edit": "set",
+    "scale": f"replicas in a document; {_DOCUMENTS}",
+    "compose": _DOCUMENTS,
+    "rename": "names stay; run --name gives one",
+    "port": _PORTS,
+    "network": "run --network none, isolated or egress",
+    "volume": "run --volume binds a directory or file of the host",
+    "container": "without that word: ps, run, rm, …",
+    "system": "check for what the host can do, image gc for what can go",
     "login": "image pull has --creds and --authfile",
     "cp": "run --volume, or exec -i NAME tar -x",
     "stats": "top",
@@ -56,8 +74,32 @@ _OPTIONS: Final = {
     ("gc", "-f"): _GC_ASKS,
     ("gc", "--force"): _GC_ASKS,
     ("gc", "--filter"): "--older-than 7d is until=, for the build cache",
-    ("run", "-p"): "ports are not published: an agent's are reached at its address (inspect)",
-    ("run", "--publish"): "ports are not published: an agent's are reached at its address (inspect)",
+    ("run", "-p"): _PORTS,
+    ("run", "--publish"): _PORTS,
+    ("run", "--privileged"): _CLOSED,
+    ("run", "--device"): _CLOSED,
+    ("run", "--gpus"): _CLOSED,
+    ("run", "--pid"): _CLOSED,
+    ("run", "--cap-drop"): "it has no capability but those of --cap-add",
+    ("run", "--init"): "every agent has one",
+    ("run", "--pull"): "image pull, then run",
+    ("run", "--platform"): "images are for this machine",
+    ("run", "--mount"): "--volume SRC:DST[:ro]",
+    ("run", "--ulimit"): "--rlimit",
+    ("ps", "--format"): _JSON,
+    ("ps", "--filter"): "--tenant, or -o json and a program such as jq",
+    ("ps", "-n"): "--tenant is what has names of its own here",
+    **{
+        (command, option): hint
+        for command in ("run", "set")
+        for option, hint in (
+            ("--cpus", "--cpu-limit is never exceeded, --cpu-request is reserved"),
+            ("--memory", "--memory-limit"),
+            ("--memory-reservation", "--memory-request"),
+            ("--cpu-shares", "--weight"),
+            ("--net", "--network"),
+        )
+    },
 }
 
 

@@ -159,6 +159,13 @@ def test_rm_force_overlooks_only_what_is_not_there(server: StubSupervisor, capsy
         (["image", "export", "x", "/nonexistent/x.tar.gz"], "name it .tar"),
         (["image", "import", "/nonexistent", "x"], "is not allowed"),
         (["run", "-p", "80:80", "x"], "ports are not published"),
+        (["run", "--cpus", "2", "x"], "hint: --cpu-limit is never exceeded"),
+        (["run", "--privileged", "x"], "hint: nothing of the host's"),
+        (["set", "x", "--memory", "1Gi"], "hint: --memory-limit"),
+        (["ps", "--filter", "tenant=x"], "hint: --tenant"),
+        (["ls"], "hint: ps, or image ls"),
+        (["rename", "x", "y"], "hint: names stay"),
+        (["describe", "pod", "x"], "hint: inspect"),
     ],
 )
 def test_habits_of_other_programs_get_a_hint(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
