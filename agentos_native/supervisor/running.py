@@ -158,6 +158,8 @@ class Runner:
         agent.run = None
         if leftovers:
             record.warnings = [*record.warnings, *leftovers]
+        if record.started_at is not None:  # it may have ended before its start was written down
+            record.started_at = min(record.started_at, ending.ended_at)
         ran_for = ending.ended_at - (record.started_at or ending.ended_at)
         record.ended_at, record.oom_killed, record.oom = ending.ended_at, oom_killed, oom
         record.exit_status = EXIT_TIMEOUT if run.stop_reason == TIMED_OUT else ending.status

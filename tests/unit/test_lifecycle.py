@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,18 @@ def test_an_end_of_its_own(tmp_path: Path, status: int, state: str, reason: str)
         assert holdings(world, agent) == {"files"}
         with pytest.raises(AgentosError, match="agent-not-running"):
             await lifecycle.kill(agent, "TERM")
+
+    play(tmp_path, story)
+
+
+def test_what_ended_before_its_start_was_written_down_did_not_start_later(tmp_path: Path) -> None:
+    async def story(lifecycle: Lifecycle, world: World, link: FakeLink) -> None:
+        agent = await lifecycle.run(spec())
+        agent.record.started_at = time.time() + 60
+        link.exit(agent.id, 0)
+        record = await lifecycle.wait(agent)
+        assert record.started_at is not None
+        assert record.started_at == record.ended_at
 
     play(tmp_path, story)
 
