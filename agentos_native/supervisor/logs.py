@@ -22,6 +22,8 @@ Stream = Literal["stdout", "stderr"]
 STREAMS: Final[tuple[Stream, Stream]] = ("stdout", "stderr")
 MAX_LINE: Final = 16 * 1024
 """Bytes; a longer line is written in pieces marked ``partial`` (docker's limit as well)."""
+_TOGETHER: Final = 64
+"""Lines that a follower is sent at once."""
 _NAME: Final = "output.jsonl"
 _WHOLE: Final = b',"partial":false}\n'
 _PARTIAL: Final = b',"partial":true}\n'
@@ -202,14 +204,14 @@ async def follow(
     since: float = 0.0,
     stream: str | None = None,
 ) -> AsyncIterator[bytes]:
-    """The lines that are there, then new ones until `news` gives None (the agent's output has ended)."""
+    """The lines that are there, several together, then new ones until `news` gives None (its output has ended)."""
     try:
         while True:
             event = news()  # asked before reading: what is written during the read sets this very event
             lines = await asyncio.to_thread(read, cursor, tail=tail, since=since, stream=stream)
             tail = None
-            for line in lines:
-                yield line
+            for first in range(0, len(lines), _TOGETHER):
+                yield b"\n".join(lines[first : first + _TOGETHER])
             if event is None:
                 return
             await event.wait()

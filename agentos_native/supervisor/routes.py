@@ -175,6 +175,7 @@ class Lines(Response):
         with contextlib.suppress(OSError):
             async for line in self._lines:
                 await send({"type": "http.response.body", "body": line + b"\n", "more_body": True})
+                await asyncio.sleep(0)  # nothing holds a send up whose client has gone: only a turn of the loop tells
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agentos_native.errors import AgentosError
-from agentos_native.supervisor.routes import body, count, number
+from agentos_native.supervisor.routes import Lines, body, count, number
 from agentos_native.wire import api
 
 
@@ -33,3 +33,21 @@ def test_what_is_no_count_is_refused(text: str) -> None:
     request: Any = SimpleNamespace(query_params={"tail": text})
     with pytest.raises(AgentosError, match="tail is no number"):
         number(request, "tail", count)
+
+
+def test_a_stream_ends_with_its_client_however_much_there_is_to_say() -> None:
+    lines = 100_000
+    sent: list[Any] = []
+
+    async def source() -> AsyncIterator[bytes]:
+        for _ in range(lines):
+            yield b"y"
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:  # never waits, as that of a client that has gone
+        sent.append(message)
+
+    asyncio.run(Lines(source())({}, receive, send))
+    assert len(sent) < 10
