@@ -7,7 +7,8 @@ the same supervisor meanwhile, holds open for writing. So it lasts until the las
 
 A supervisor that starts (``supervise``) has the state directory before it answers; a command that finds it so waits
 for it. If the command was faster, ``supervise`` waits for the command's end. Where ``--socket`` names a supervisor,
-that one is meant and no other: when it does not answer, nothing is started in its place.
+that one is meant and no other: when it does not answer, nothing is started in its place. A command that may start none
+(that, or ``run -d``) first looks a moment longer, for ``supervise & run -d …`` in a script.
 
 The lock on the FIFO tells the state: exclusive while a supervisor starts or goes, shared by all who use it in between.
 Who can turn the shared lock into an exclusive one is the last, waits for the end, and removes the FIFO.
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
 _POLL: Final = 0.05
+_UNSEEN_SECONDS: Final = 1.0
+"""How long a supervisor that was just called may take until anything of it can be seen."""
 
 
 @contextlib.contextmanager
@@ -63,7 +66,8 @@ def supervised(ctx: click.Context, *, lasting: bool = False) -> Iterator[Client]
 
 def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, *, lasting: bool, named: bool) -> bool:
     """Find a supervisor or start one; `stack` lets go of it. True for one that needs a lifeline."""
-    deadline = time.monotonic() + _START_SECONDS
+    begun = time.monotonic()
+    deadline = begun + _START_SECONDS
     while True:
         if (lifeline := _settled(fifo)) is not None:
             stack.callback(_leave, lifeline, fifo, functools.partial(_await_gone, client.socket, _inode(client.socket)))
@@ -75,6 +79,9 @@ def _enter(client: Client, fifo: str, stack: contextlib.ExitStack, *, lasting: b
             time.sleep(_POLL)
             continue
         if lasting or named:
+            if time.monotonic() < begun + _UNSEEN_SECONDS:
+                time.sleep(_POLL)
+                continue
             raise _unanswered(missing, client.socket, lasting) if named else missing
         if (ends := _make_fifo(fifo)) is None:  # another command was faster
             continue
