@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from agentos_native.spec.model import POLICIES
 from agentos_native.supervisor.loop import meter as tick_meter
 from agentos_native.supervisor.loop.caps import LEAST, PATIENCE, Caps
 from agentos_native.supervisor.loop.slots import Agent, Slots
+from agentos_native.supervisor.loop.ticker import Ticker
 from tests.kernelmodel import Group
 from tests.unit.test_tick_loop import CPUS, Kernel, Loop, Program
 
@@ -208,6 +209,30 @@ def _no_files(*_: object, **__: object) -> None:
     raise OSError(errno.EMFILE, "no files")
 
 
+@pytest.mark.parametrize("foreign", ["max 100000", "90000 100000"])
+def test_what_another_has_written_over_a_cap_is_replaced(files: tuple[Caps, Slots, list[Path]], foreign: str) -> None:
+    made, slots, paths = files
+    wanted = np.array([0.75, 0.25])
+    made.write(slots, wanted, 1.0)
+    paths[0].write_text(foreign)
+    assert made.write(slots, wanted, 2.0) == (0, 0)
+    for slot in slots.plan().slots.tolist():
+        made.refresh(slot)
+    assert made.write(slots, wanted, 3.0) == (1, 0)
+    assert held(paths) == ["75000", "25000"]
+
+
+def test_reading_a_cap_again_does_not_make_it_last(files: tuple[Caps, Slots, list[Path]]) -> None:
+    made, slots, paths = files
+    none = np.array([np.inf, np.inf])
+    made.write(slots, np.array([0.75, np.inf]), 1.0)
+    for second in range(2, 1 + int(PATIENCE)):
+        made.refresh(int(slots.plan().slots[0]))
+        assert made.write(slots, none, float(second)) == (0, 0)
+    assert made.write(slots, none, 1.0 + PATIENCE) == (1, 0)
+    assert held(paths) == ["max", "50000"]
+
+
 def test_a_cap_above_a_lowered_limit_goes_at_once(files: tuple[Caps, Slots, list[Path]]) -> None:
     """A turn that began before new settings were written has written its cap after them."""
     made, slots, paths = files
@@ -290,3 +315,76 @@ def test_an_agent_that_wakes_has_its_part_at_once_and_leaves_it_when_it_sleeps(l
     assert sleeper.group.share >= 0.45
     loop.run(3)
     assert sleeper.group.share == pytest.approx(0.5, abs=0.02)
+
+
+class History:
+    """Three agents of one tenant, and what may happen to their limits while supervisors come and go."""
+
+    def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
+        self.kernel = Draining(root)
+        patch.setattr(tick_meter, "Machine", lambda path: self.kernel)
+        self.kernel.limits = {}
+        self.own: list[int | None] = [None, 500, None]
+        self.refs = [GroupRef(BOX, "normal", f"{n:012x}") for n in range(3)]
+        self.files = [self.kernel.add(ref, threads=2).path / "cpu.max" for ref in self.refs]
+        self.files[1].write_text(cpu_max(500))
+        self.successor(0, 10)
+
+    def successor(self, _: int, amount: int) -> None:
+        self.ticker = Ticker(self.kernel.tree, CPUS, clock=lambda: self.kernel.now)
+        self.tenant(0, amount)
+        for ref, limit in zip(self.refs, self.own, strict=True):
+            self.ticker.add(ref.agent_id, ref, 100, 0, limit)
+
+    def tenant(self, _: int, amount: int) -> None:
+        self.ticker.set_tenant(BOX, 100, "normal", 0, amount * 100)
+
+    def agent(self, which: int, amount: int) -> None:
+        self.own[which] = amount * 100
+        self.files[which].write_text(cpu_max(amount * 100))
+        self.ticker.change(self.refs[which].agent_id, 100, 0, amount * 100)
+
+    def foreign(self, which: int, amount: int) -> None:
+        """Over a cap only: what else is in the file is not the tick's."""
+        if self.ticker.explain(self.refs[which].agent_id)["cap"] is not None:
+            self.files[which].write_text(cpu_max(amount * 100))
+
+    def run(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.kernel.step(1.0)
+            self.ticker.tick(self.kernel.now)
+            for file in self.files:  # a plain file keeps the tail of a longer earlier write
+                file.write_text(f"{file.read_text().split()[0]} 100000")
+
+    def is_held(self) -> list[bool]:
+        return [_at_most(cpu_max(own), file.read_text()) for own, file in zip(self.own, self.files, strict=True)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([History.tenant, History.agent, History.foreign, History.successor]),
+            st.integers(0, 2),
+            st.integers(1, 20),
+        ),
+        max_size=8,
+    )
+)
+def test_whatever_has_happened_without_a_limit_everybody_has_its_own(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[Callable[[History, int, int], None], int, int]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        history, touched = History(tmp_path_factory.mktemp("caps"), patch), False
+        for step, which, amount in steps:
+            before = history.ticker
+            step(history, which, amount)
+            if before is not history.ticker:
+                before._meter.close()  # as of a process that was killed: its caps stay
+            history.run(amount)
+            touched |= step is History.foreign
+            assert touched or all(history.is_held())
+        history.ticker.set_tenant(BOX, 100, "normal", 0, None)
+        history.run(70)
+        assert [file.read_text() for file in history.files] == [cpu_max(own) for own in history.own]
+        history.ticker.close()

@@ -47,6 +47,11 @@ class Caps:
         self._needed.pop(slot, None)
         self._unknown.discard(slot)
 
+    def refresh(self, slot: int) -> None:
+        """Read the file in the next turn, if it is to hold a cap: somebody else may have written it."""
+        if slot in self._held:
+            self._unknown.add(slot)
+
     def of(self, slot: int) -> float | None:
         """CPUs that the file holds below the agent's own limit; None: its own limit."""
         return self._held[slot][1] / 1000 if slot in self._held else None
@@ -97,9 +102,10 @@ class Caps:
         self._unknown.discard(agent.slot)
         own = _own(agent)
         if not quota.isdigit() or f"{quota} {period}" == cpu_max(own):
+            self._held.pop(agent.slot, None)
             return
         held = self._held[agent.slot] = (agent, max(int(quota) * 1000 // int(period), 1))
-        self._needed[agent.slot] = now
+        self._needed.setdefault(agent.slot, now)
         if own is not None and held[1] > own:  # written by a turn that met new settings half-way
             self._write(agent, None)
 

@@ -367,14 +367,15 @@ class Ticker:
         return writes + int(done.sum()), failures + int((~done).sum())
 
     def _refresh(self, now: float) -> None:
-        """Read each weight file once in REFRESH seconds, a few at each tick."""
+        """Read each weight file and cap once in REFRESH seconds, a few at each tick."""
         slots = self._slots.plan().slots
         since, self._refreshed = self._refreshed, now
         if since == 0.0:
             return
         begin, end = (int(part / REFRESH * len(slots)) for part in (since % REFRESH, since % REFRESH + now - since))
         for index in range(begin, min(end, begin + len(slots))):
-            self._weights.refresh(int(slots[index % len(slots)]))
+            for files in (self._weights, self._caps):
+                files.refresh(int(slots[index % len(slots)]))
         if now // REFRESH != since // REFRESH:
             self._groups.refresh()
 
