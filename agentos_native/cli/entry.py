@@ -100,7 +100,7 @@ class LazyGroup(click.Group):
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="agentos-native")
-@click.option("--socket", metavar="PATH", help="Socket of the supervisor, which must answer (AGENTOS_SOCKET need not).")
+@click.option("--socket", metavar="PATH", help="Use the supervisor there, and start no other (AGENTOS_SOCKET may).")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.pass_context
 def cli(ctx: click.Context, socket: str | None, debug: bool) -> None:

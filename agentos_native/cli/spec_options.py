@@ -23,7 +23,7 @@ TEXTS: Final[tuple[_Text, ...]] = (
     # option, path in the spec, help
     ("--name", "name", "Name of the agent (made up by default)."),
     ("--tenant", "tenant", "Owner (default)."),
-    ("--type", "type", "task, dialogue or learning; else what the image's label io.agentos.type says, or task."),
+    ("--type", "type", "task, dialogue or learning (what the image's label io.agentos.type says, or task)."),
     ("--priority", "priority", "system, high, normal, low or idle: order within the tenant."),
     ("--weight", "weight", "Share against others of the same tenant and priority, 1 to 10000 (100)."),
     ("--cpu-request", "resources.requests.cpu", "CPU that is reserved: 500m, 2."),

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 @output_option
 @click.pass_context
 def import_(ctx: click.Context, /, *, name: str, source: str, output: str, **given: Any) -> None:
-    """Make image NAME of SOURCE: a directory or a tar (plain, gzip, xz or zstd; - for standard input) that holds a
-    root filesystem, an OCI layout, or what docker save wrote.
+    """Make image NAME of SOURCE: a directory or a tar (plain, gzip, bzip2, xz or zstd; - for standard input) that holds
+    a root filesystem, an OCI layout, or what docker save wrote.
 
     Of a layout or a docker save archive in a plain tar file only the layers are read that the store has not; what comes
     compressed or over a pipe is unpacked as a whole first.
