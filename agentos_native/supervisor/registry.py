@@ -88,6 +88,11 @@ def decode_record(data: bytes) -> Record:
     return _record.decode(data)
 
 
+def refused(error: sqlite3.OperationalError) -> AgentosError:
+    """What a user reads of a write that failed: a full disk, above all."""
+    return AgentosError("registry", str(error), "state directory", "Is its disk full?")
+
+
 class Registry:
     """An open registry; every method commits before it returns."""
 

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from agentos_native.errors import AgentosError
 from agentos_native.faults import InjectedFault
 from agentos_native.kernel.libc import SyscallError
+from agentos_native.supervisor.registry import refused
 from agentos_native.wire.api import ErrorBody
 
 T = TypeVar("T")
@@ -83,8 +84,8 @@ def as_error(error: BaseException) -> AgentosError:
         return AgentosError("invalid-request", str(error), "request body")
     if isinstance(error, ClientDisconnect):
         return AgentosError("disconnected", "the client went away in the middle of its request", "request body")
-    if isinstance(error, sqlite3.OperationalError):  # a full disk, above all
-        return AgentosError("registry", str(error), "state directory", "Is its disk full?")
+    if isinstance(error, sqlite3.OperationalError):
+        return refused(error)
     return _unforeseen(error)
 
 

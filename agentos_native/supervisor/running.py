@@ -23,6 +23,7 @@ from agentos_native.errors import EXIT_TIMEOUT, AgentosError
 from agentos_native.supervisor import resources, restart
 from agentos_native.supervisor.agents import Agent, Ending, Run
 from agentos_native.supervisor.host import Host
+from agentos_native.supervisor.registry import refused
 from agentos_native.supervisor.starting import Start, empty_and_remove
 
 _log = logging.getLogger("agentos_native.supervisor")
@@ -104,6 +105,8 @@ class Runner:
 
     def start_failed(self, agent: Agent, error: Exception) -> None:
         """Record that no program ran, and why."""
+        if isinstance(error, sqlite3.OperationalError):
+            error = refused(error)
         record = agent.record
         record.ended_at, record.ticket, agent.error = time.time(), 0, error
         if isinstance(error, AgentosError):

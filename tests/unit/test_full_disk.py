@@ -130,5 +130,6 @@ def test_a_start_from_the_queue_fails_on_a_full_disk_and_the_next_one_is_served(
         await until(second, "failed")
         assert states(lifecycle) == {"first": "exited", "second": "failed", "third": "running"}
         assert holdings(world, second) == {"files"}
+        assert second.record.reason == f"registry: {FULL}"
 
     play(tmp_path, story)
