@@ -243,11 +243,11 @@ def place(directory: Path, node: str, kind: type[Place] = Place) -> Iterator[Pla
 
 
 def _kinds_of_files(pid: int) -> dict[str, int]:
-    """How many open files of each kind a process has; caches of the runtime (libraries, eventfds) come and go."""
+    """How many open files of each kind a process has; which block of addresses is its own depends on other nodes."""
     kinds: Counter[str] = Counter()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):
-            kinds[re.sub(r"[0-9a-f]{12}|:?\[\d+\]", "", os.readlink(entry))] += 1
+            kinds[re.sub(r"[0-9a-f]{12}|:?\[\d+\]|(?<=/blocks/)\d+", "", os.readlink(entry))] += 1
     return dict(kinds)
 
 
