@@ -51,8 +51,9 @@ def said(ground: Place, agent: api.Agent, *command: str, data: bytes | None = No
 
 def test_a_restart_keeps_the_agents_files(ground: Place) -> None:
     agent = ground.run("files", "sh", "-c", "echo run >> /count; sleep 1000")
+    eventually(lambda: said(ground, agent, "cat", "/count") == b"run\n", "it has written its file")
     ground.client.restart(agent.id, grace=0)
-    assert said(ground, agent, "cat", "/count") == b"run\nrun\n"
+    eventually(lambda: said(ground, agent, "cat", "/count") == b"run\nrun\n", "it has written there again")
 
 
 def test_two_supervisors_do_not_meet(ground: Place, tmp_path: Path) -> None:
