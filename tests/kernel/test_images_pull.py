@@ -493,9 +493,9 @@ def test_an_interrupted_command_leaves_nothing_that_runs(ground: Place, server: 
     reference = content.serve(server)
     server.answers[content.blob()] = held(content.layers[0], 500_000)
     store = ImageStore(ground.directory / "state")
-    with subprocess.Popen(
-        command(ground, "--platform", "linux/amd64", reference), stderr=subprocess.DEVNULL
-    ) as process:
+    heeding = ("env", "--default-signal=INT")  # who runs the tests in the background has them ignore it
+    argv = [*heeding, *command(ground, "--platform", "linux/amd64", reference)]
+    with subprocess.Popen(argv, stderr=subprocess.DEVNULL) as process:
         eventually(lambda: arrived(store) == 500_000, "it fetches")
         supervisor = ground.supervisor(ground.running[0].pid)
         assert len(fetchers(supervisor)) == 1
