@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import errno
 import os
 import socket
 from collections import deque
@@ -227,10 +228,13 @@ class LauncherLink:
 
     def _got_cloned(self, message: launch.Cloned, fds: list[int]) -> None:
         request = self._clones.get(message.seq)
-        if request is None or request.cloned.done() or not fds:
+        if request is None or request.cloned.done():
             _close(fds)
-        else:
+        elif fds:
             request.cloned.set_result((message.pid, fds[0]))
+        else:  # the kernel drops what there is no number for (unix(7), MSG_CTRUNC)
+            failure = launch.Failure("clone", "recvmsg", "", errno.EMFILE, "the pidfd did not come: too many files")
+            request.cloned.set_exception(CloneError(message.unit, failure))
 
     def _lost(self) -> None:
         self._loop.remove_reader(self._socket.fileno())
