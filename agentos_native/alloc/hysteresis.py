@@ -20,10 +20,11 @@ from agentos_native.alloc.siblings import COARSE, HIGHEST, LOWEST
 from agentos_native.alloc.waterfill import Floats, Indices, Truths
 
 RISE, FALL = 1.02, 0.95
-"""The band: a weight is written when it leaves this range around what the file holds. Reservations are never short by
-more than 2 % for it."""
+"""The band: a weight is written when it leaves this range around what the file holds. A reservation is told at most 2 %
+too little for it."""
 FAR: Final = 1.15
-"""Off by this factor a weight is never left for another tick."""
+"""Off by this factor a weight is never left for another tick. So much too heavy may siblings of a reservation be for it,
+for a tick or two."""
 PATIENCE: Final = 0.02
 """Of all weights: so many, or `FEW`, are written in a tick that could wait."""
 FEW: Final = 8
@@ -33,7 +34,8 @@ LEAST: Final = 16
 """No factor makes a weight less than this one: whole numbers would not tell it well enough."""
 LOOSE: Final = 0.25
 """How far down the weight of a member that has all it wants may be due before it is written: the kernel hands on what
-it does not use. Should it want more, it has somewhat too much for a tick."""
+it does not use. Should it want more, it has too much for a tick; so this is for parents in which nobody is promised
+anything."""
 WIDTH: Final = float(np.log(RISE / FALL))
 """Of the band, in logarithms."""
 APART: Final = 64.0
@@ -60,8 +62,9 @@ def due(
         plain: the owner's own weight.
         parent: ascending numbers: members with the same one are siblings.
         reserved: who is promised something: it is never told too little.
-        content: who has all it wants: its weight only has to be high enough.
+        content: who has all it wants: where nobody is promised anything, its weight only has to be high enough.
     """
+    content = content & ~_beside(reserved, parent)
     own = (wanted == plain) & (wanted != held)
     found = outside(wanted, held, content) | own
     if np.count_nonzero(found) <= WORTH:
@@ -72,6 +75,14 @@ def due(
     own &= ~scaled
     found = outside(target, held, content) | own
     return target, found & ~_patient(target, held, found & ~own, reserved)
+
+
+def _beside(some: Truths, parent: Indices) -> Truths:
+    """Who has one of `some` among its siblings, or is one, shape (n,)."""
+    if not some.any():
+        return some
+    first = np.flatnonzero(np.append(True, parent[1:] != parent[:-1]))
+    return np.repeat(np.logical_or.reduceat(some, first), np.diff(np.append(first, len(parent))))
 
 
 def times(weights: Indices, factor: Floats, reserved: Truths) -> Indices:
