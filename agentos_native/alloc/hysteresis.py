@@ -23,8 +23,8 @@ RISE, FALL = 1.02, 0.95
 """The band: a weight is written when it leaves this range around what the file holds. A reservation is told at most 2 %
 too little for it."""
 FAR: Final = 1.15
-"""Off by this factor a weight is never left for another tick. So much too heavy may siblings of a reservation be for it,
-for a tick or two."""
+"""Off by this factor a weight is never left for another tick. So much too heavy may siblings of a reservation be for
+it, for a tick or two."""
 PATIENCE: Final = 0.02
 """Of all weights: so many, or `FEW`, are written in a tick that could wait."""
 FEW: Final = 8
