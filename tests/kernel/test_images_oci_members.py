@@ -44,7 +44,7 @@ def packed(layout: Path, form: str) -> Path:
     if form == "tar":
         tool("tar", "-cf", made, "-C", layout, ".")
     else:
-        tool("skopeo", "copy", f"oci:{layout}", f"{form}:{made}:name:tag")
+        tool("skopeo", "copy", f"oci:{layout}", f"{form}:{made}:registry.example/name:tag")
     return made
 
 
@@ -198,7 +198,7 @@ def test_a_pipe_gives_the_same_image(store: ImageStore, layout: Path) -> None:
 
 def test_a_reference_is_chosen_from_an_archive(store: ImageStore, layout: Path) -> None:
     archive = packed(layout, "docker-archive")
-    assert store.import_("x", archive, options=ImportOptions(ref="docker.io/library/name:tag"))
+    assert store.import_("x", archive, options=ImportOptions(ref="registry.example/name:tag"))
     with pytest.raises(AgentosError, match="ref-not-found"):
         store.import_("y", archive, options=ImportOptions(ref="none"))
 
