@@ -47,10 +47,6 @@ def is_agent(name: str) -> bool:
     return _AGENT.fullmatch(name) is not None
 
 
-def is_leaf(name: str) -> bool:
-    return _LEAF.fullmatch(name) is not None
-
-
 @dataclass(frozen=True, slots=True, order=True)
 class GroupRef:
     """Which agent's group: checked when made, so a GroupRef is always safe to use in a path."""

@@ -9,22 +9,12 @@ from typing import Literal
 Reach = Literal["public", "private", "link-local", "loopback"]
 
 
-def is_public(address: str) -> bool:
-    """Whether an address of a peer is one of the internet's."""
-    return reach(address) == "public"
-
-
-def may_lead(registry: str, peer: str) -> bool:
+def leads(here: Reach, there: Reach) -> bool:
     """Whether a registry at one address may send its clients to another: to the internet, and to where it is itself.
 
     So a public one does not lead to a private address, and none to the machine's own (loopback) or to those of its
     link, where clouds give out what a machine is and may, unless it is there.
     """
-    return leads(reach(registry), reach(peer))
-
-
-def leads(here: Reach, there: Reach) -> bool:
-    """The same of what their addresses are."""
     allowed = {"public", here}
     if "loopback" in allowed:
         allowed.add("private")  # who is on this machine may be anywhere in its network
