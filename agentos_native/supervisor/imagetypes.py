@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
 import msgspec
@@ -34,13 +35,13 @@ def warnings(config: ImageConfig) -> list[str]:
     return [f"the image's label {TYPE_LABEL}={label[:40]!r} is none of {', '.join(TYPES)}: it counts for nothing"]
 
 
-def check(labels: dict[str, str], inherited: dict[str, str] = {}) -> None:  # noqa: B006 - not written to
+def check(labels: Mapping[str, str], inherited: Mapping[str, str] | None = None) -> None:
     """Refuse what is no type where somebody says it, beyond what is `inherited` from an image of others.
 
     Raises:
         AgentosError: ``invalid-label``.
     """
     label = labels.get(TYPE_LABEL, "")
-    if label and label not in (*TYPES, inherited.get(TYPE_LABEL)):
+    if label and label not in (*TYPES, (inherited or {}).get(TYPE_LABEL)):
         what = f"{label[:40]!r} is no type of agent"
         raise AgentosError("invalid-label", what, f"label {TYPE_LABEL}", f"it is one of {', '.join(TYPES)}")
