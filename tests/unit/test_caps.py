@@ -66,7 +66,7 @@ def test_nobody_is_held_where_the_limit_does_not_bind() -> None:
     assert capped(problem(rows, math.nan)) == [np.inf] * 2
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     rows=st.lists(
         st.tuples(st.integers(1, 1000), st.sampled_from([0.0, 0.0, 0.1, 0.4]), st.floats(0.0, 2.0)),
@@ -360,7 +360,7 @@ class History:
         return [_at_most(cpu_max(own), file.read_text()) for own, file in zip(self.own, self.files, strict=True)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(
         st.tuples(
