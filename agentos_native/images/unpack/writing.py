@@ -49,7 +49,11 @@ class Writing:
         for thread in self._threads:
             thread.join()
         if self._failures:
-            raise AgentosError("disk-failed", f"the image cannot be written to the disk: {self._failures[0].strerror}")
+            raise AgentosError(
+                "disk-failed",
+                f"the image cannot be written to the disk: {self._failures[0].strerror}",
+                hint="nothing of it was kept; the kernel's log (dmesg) says more about the disk",
+            )
 
     def _write(self) -> None:
         try:
